@@ -1,0 +1,20 @@
+//! What all Overlane processes share: number types with a meaning, the objects the dataplane
+//! understands, and the socket protocol with its client.
+//!
+//! This crate is the leaf of the workspace: it imports nothing else of ours. Kubernetes words do
+//! not occur here; `overlane-control` translates them into these objects.
+
+pub mod client;
+pub mod endpoint;
+pub mod node;
+pub mod object;
+pub mod peer;
+pub mod protocol;
+pub mod status;
+pub mod types;
+
+pub use endpoint::{Attachment, Endpoint};
+pub use node::{EncapSettings, HostPort, Mode, Node, OuterDscp, OuterUdpChecksum, Underlay};
+pub use object::{Change, Object, ObjectKey};
+pub use peer::Peer;
+pub use types::{MacAddr, QueueId, TypeError, Vni, WorkerId};

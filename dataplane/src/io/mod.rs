@@ -1,0 +1,58 @@
+//! L3, the edge: where frames come from and go to. Imports `packet` and nothing else of ours.
+
+use arrayvec::ArrayVec;
+
+use crate::packet::frame::Frame;
+use crate::packet::pool::{FramePool, UmemId};
+
+pub mod memory;
+
+/// Most frames that are received at once: the size of a vector.
+pub const VECTOR: usize = 64;
+
+/// Drops that the kernel counted on one AF_XDP socket since it was opened
+/// (`struct xdp_statistics`), packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KernelDrops {
+    /// Longer than a frame, or no free frame was on the fill ring (copy mode).
+    pub rx_dropped: u64,
+    /// The RX ring was full: this worker is too slow.
+    pub rx_ring_full: u64,
+    /// The fill ring was empty.
+    pub rx_fill_ring_empty: u64,
+    /// Descriptors of ours on the fill ring that the kernel refused; must stay 0.
+    pub rx_invalid: u64,
+    /// Descriptors of ours on the TX ring that the kernel refused; must stay 0.
+    pub tx_invalid: u64,
+}
+
+/// One device queue, owned by one worker.
+pub trait Port {
+    /// Appends received frames to `out` while it has room; says how many.
+    fn receive(&mut self, out: &mut ArrayVec<Frame, VECTOR>) -> usize;
+
+    /// Puts `frame` on the TX ring. It leaves at the next [`Port::flush`].
+    ///
+    /// # Errors
+    /// Gives the frame back when the ring is full or the frame lives in another UMEM.
+    fn send(&mut self, frame: Frame) -> Result<(), Frame>;
+
+    /// Makes the kernel send what is on the TX ring; takes no time when nothing is.
+    fn flush(&mut self);
+
+    /// Takes frames whose sending has ended back into `pool`, and puts free frames from `pool`
+    /// where the device will find them.
+    fn recycle(&mut self, pool: &mut FramePool);
+
+    /// UMEM that this port's frames live in.
+    fn umem(&self) -> UmemId;
+
+    /// Frames that this port holds: on the fill, RX, TX and completion rings.
+    fn held(&self) -> usize;
+
+    /// The kernel's own drop counters.
+    fn kernel_drops(&self) -> KernelDrops;
+
+    /// What to poll for readability while sleeping; none: this port cannot be slept on.
+    fn poll_fd(&self) -> Option<std::os::fd::RawFd>;
+}

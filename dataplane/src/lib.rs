@@ -1,0 +1,4 @@
+//! Overlane's dataplane: what is done with each packet.
+
+pub mod io;
+pub mod packet;
