@@ -5,6 +5,7 @@ use arrayvec::ArrayVec;
 use crate::packet::frame::Frame;
 use crate::packet::pool::{FramePool, UmemId};
 
+pub mod af_xdp;
 pub mod memory;
 
 /// Most frames that are received at once: the size of a vector.

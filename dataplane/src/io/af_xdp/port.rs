@@ -1,0 +1,483 @@
+//! One device queue on AF_XDP.
+//!
+//! ```text
+//!   pool --recycle--> fill ring --> [device] --> RX ring --receive--> worker
+//!   pool <-recycle-- completion ring <-- [device] <-- TX ring <--send, flush-- worker
+//! ```
+//!
+//! Nothing on this path allocates or locks. `receive` and `send` make no system call; `flush`
+//! makes one for each burst where the device must be told, and none when there is nothing to
+//! send.
+
+use std::mem::ManuallyDrop;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use xsk_rs::umem::frame::FrameDesc;
+
+use super::outstanding::Outstanding;
+use super::plan::RingSizes;
+use super::socket::{self, BusyPoll, OpenError, Queues};
+use super::tx_ring::TxRing;
+use super::umem::{Area, BindMode, Umem};
+use crate::io::{KernelDrops, Port, VECTOR};
+use crate::packet::frame::{CHUNK, Frame};
+use crate::packet::pool::{Depot, FramePool, UmemId};
+
+/// System calls that one flush makes at most: 32 frames each on kernels before 6.17.
+const MAX_KICKS: u32 = 64;
+/// After so many calls that moved nothing the device is taken to be stuck for now.
+const MAX_STALLS: u32 = 3;
+/// Frames that are put on the fill ring together, so that its index is not written for each.
+const FILL_BATCH: usize = 16;
+/// So many recycles without a burst and the fill target is halved.
+const IDLE_WINDOW: u32 = 1 << 14;
+
+/// Which queue to open, and how.
+#[derive(Debug, Clone)]
+pub struct OpenPort<'a> {
+    /// Name of the device, in the network namespace of the calling thread.
+    pub interface: &'a str,
+    /// Number of the queue.
+    pub queue: u32,
+    /// Entries of the rings; fill and completion are the UMEM's and must not be larger there.
+    pub rings: RingSizes,
+    /// Free frames that are kept for receiving when the port is idle.
+    pub fill_min: u32,
+    /// Most frames that are sent between two [`Port::recycle`]s. A veth loses what its peer has
+    /// not taken off a queue of 256; a NIC takes a whole TX ring.
+    pub burst: u32,
+    /// Busy polling; none on a veth.
+    pub busy_poll: Option<BusyPoll>,
+}
+
+impl<'a> OpenPort<'a> {
+    /// A queue of a veth.
+    #[must_use]
+    pub fn veth(interface: &'a str, queue: u32) -> Self {
+        Self {
+            interface,
+            queue,
+            rings: RingSizes::default(),
+            fill_min: 32,
+            burst: 256,
+            busy_poll: None,
+        }
+    }
+
+    /// A queue of a NIC.
+    #[must_use]
+    pub fn nic(interface: &'a str, queue: u32) -> Self {
+        let rings = RingSizes { rx: 2048, tx: 1024, ..RingSizes::default() };
+        Self { interface, queue, fill_min: 512, burst: rings.tx, rings, busy_poll: None }
+    }
+}
+
+/// How sending went since the port was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TxCounters {
+    /// System calls that sent frames.
+    pub kicks: u64,
+    /// Of those, answered with "call again": more than one call's worth, or the device was full.
+    pub again: u64,
+    /// Flushes that gave up for now because the device took nothing.
+    pub stalls: u64,
+    /// Frames that the device dropped: it is down, or its peer is (EBUSY).
+    pub dropped_by_device: u64,
+    /// Calls refused because the device is down or gone, or memory is short.
+    pub refused: u64,
+    /// Addresses that the kernel returned although they were not given to it; must stay 0.
+    pub foreign_addresses: u64,
+}
+
+/// One queue of one device.
+#[derive(Debug)]
+pub struct AfXdpPort {
+    area: &'static Area,
+    /// For frames that come back when nobody closes the port.
+    depot: Arc<Depot>,
+    /// Unmapped and closed before the frames are taken back, so not with the other fields.
+    tx: ManuallyDrop<TxRing>,
+    queues: ManuallyDrop<Queues>,
+    closed: bool,
+    zero_copy: bool,
+    outstanding: Outstanding,
+    descs: Box<[FrameDesc; VECTOR]>,
+    /// Frames on the fill ring, or taken from it by the kernel and not yet received.
+    on_fill: usize,
+    /// Frames sent and not yet completed.
+    on_tx: usize,
+    fill: FillTarget,
+    burst: u32,
+    sent_since_recycle: u32,
+    /// Did the last flush leave frames on the TX ring?
+    backlog: bool,
+    counters: TxCounters,
+}
+
+impl AfXdpPort {
+    /// Opens a queue. Packets arrive once the steering program sends them to [`AfXdpPort::fd`]
+    /// and [`Port::recycle`] has put frames on the fill ring.
+    ///
+    /// # Errors
+    /// [`OpenError`]; a queue that was closed just now is waited for, up to a second.
+    pub fn open(umem: &Umem, options: &OpenPort<'_>) -> Result<Self, OpenError> {
+        let area = umem.area;
+        let rings = options.rings;
+        if rings.tx > area.completion_ring {
+            let why = "the UMEM's completion ring must be as large";
+            return Err(OpenError::Ring { ring: "transmit", size: rings.tx, why });
+        }
+        if options.fill_min > area.fill_ring {
+            let (size, why) = (options.fill_min, "the UMEM's fill ring is smaller");
+            return Err(OpenError::Ring { ring: "fill", size, why });
+        }
+        let queues = socket::bind(area, options.interface, options.queue, rings)?;
+        socket::allow_bursts(queues.fd, rings.tx, options.burst)?;
+        if let Some(poll) = options.busy_poll {
+            socket::busy_poll(queues.fd, poll)?;
+        }
+        let zero_copy = socket::is_zero_copy(queues.fd)?;
+        let tx = TxRing::map(queues.fd, rings.tx)?;
+        Ok(Self {
+            area,
+            depot: umem.depot().clone(),
+            tx: ManuallyDrop::new(tx),
+            queues: ManuallyDrop::new(queues),
+            closed: false,
+            zero_copy,
+            outstanding: Outstanding::new(area.chunks()),
+            descs: Box::new([FrameDesc::default(); VECTOR]),
+            on_fill: 0,
+            on_tx: 0,
+            fill: FillTarget::new(options.fill_min, area.fill_ring),
+            burst: options.burst,
+            sent_since_recycle: 0,
+            backlog: false,
+            counters: TxCounters::default(),
+        })
+    }
+
+    /// The socket, for the steering program's map. Valid while the port lives.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.queues.fd
+    }
+
+    /// Does the device use the UMEM without copies?
+    #[must_use]
+    pub fn is_zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// How sending went so far.
+    #[must_use]
+    pub fn tx_counters(&self) -> TxCounters {
+        self.counters
+    }
+
+    /// Frames that the port keeps ready for receiving at present.
+    #[must_use]
+    pub fn fill_target(&self) -> usize {
+        self.fill.target
+    }
+
+    /// Closes the queue and gives all its frames to `pool`; says how many did not come back.
+    ///
+    /// In copy mode that is none: closing waits for the kernel's receive path, and what is being
+    /// sent was copied. (Except on `virtio_net`, where a packet that was being sent may go out
+    /// with another one's bytes.) In zero-copy mode the device goes on using its frames until
+    /// the process ends, so they stay with it.
+    pub fn close(mut self, pool: &mut FramePool) -> usize {
+        self.release(pool);
+        self.outstanding.len()
+    }
+
+    fn release(&mut self, pool: &mut FramePool) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        self.area.give_extra(std::mem::take(&mut self.fill.funded));
+        if self.area.mode == BindMode::ZeroCopy {
+            return;
+        }
+        // SAFETY: `closed` was false, so neither was dropped, and nothing uses them after this.
+        // The TX mapping goes first because it keeps the socket open.
+        unsafe {
+            ManuallyDrop::drop(&mut self.tx);
+            ManuallyDrop::drop(&mut self.queues);
+        }
+        while let Some(chunk) = self.outstanding.pop() {
+            // SAFETY: the chunk was given to the kernel by this port and did not come back, so
+            // there is no token of it; the rings it was on are gone, and with the socket closed
+            // the kernel writes to it no more (the last close waits for receiving to end).
+            pool.give(unsafe { self.area.frame(chunk) });
+        }
+        (self.on_fill, self.on_tx) = (0, 0);
+    }
+
+    /// The token of the chunk that `addr` lies in, which the kernel returned, and the offset in
+    /// it; none if this port has not given it away.
+    #[inline]
+    fn take_back(&mut self, addr: usize) -> Option<(Frame, usize)> {
+        let chunk = addr / CHUNK;
+        if !self.outstanding.remove(chunk) {
+            self.counters.foreign_addresses += 1;
+            return None;
+        }
+        // SAFETY: the set held the chunk: it is one of this UMEM that was given to the kernel
+        // here, which ended its token, and the kernel has now returned it. It is out of the set,
+        // so that this happens once.
+        Some((unsafe { self.area.frame(chunk) }, addr % CHUNK))
+    }
+
+    fn complete(&mut self, pool: &mut FramePool) {
+        while self.on_tx > 0 {
+            // SAFETY: what is consumed here was sent by this port; the descriptors are only
+            // used for their addresses.
+            let found = unsafe { self.queues.completion.consume(&mut self.descs[..]) };
+            for at in 0..found {
+                // The address is where the packet began, anywhere in the chunk.
+                if let Some((frame, _)) = self.take_back(self.descs[at].addr()) {
+                    pool.give(frame);
+                    self.on_tx -= 1;
+                }
+            }
+            if found < VECTOR {
+                return;
+            }
+        }
+    }
+
+    fn top_up(&mut self, pool: &mut FramePool) {
+        let mut missing = self.fill.target.saturating_sub(self.on_fill);
+        if missing < FILL_BATCH.min(self.fill.target) {
+            return;
+        }
+        missing = missing.min(self.queues.fill.nb_free_exact() as usize);
+        while missing > 0 {
+            let mut descs: ArrayVec<FrameDesc, VECTOR> = ArrayVec::new();
+            while descs.len() < missing.min(VECTOR) {
+                let Some(frame) = pool.take() else { break };
+                let Some(chunk) = self.area.chunk_of(&frame) else {
+                    // Not of this UMEM: the caller gave the wrong pool.
+                    pool.give(frame);
+                    break;
+                };
+                self.outstanding.insert(chunk);
+                descs.push(self.area.descs[chunk]);
+            }
+            if descs.is_empty() {
+                break;
+            }
+            // SAFETY: the chunks' tokens ended just now, so nobody touches them until the
+            // kernel returns them. There is room for all of them, so all are taken.
+            let taken = unsafe { self.queues.fill.produce(&descs) };
+            debug_assert_eq!(taken, descs.len());
+            self.on_fill += taken;
+            missing -= taken;
+        }
+        if self.zero_copy && self.queues.fill.needs_wakeup() {
+            socket::wake_receiver(self.queues.fd);
+        }
+    }
+
+    /// Calls the kernel until it has taken all that is on the TX ring; is something left?
+    fn drive(&mut self) -> bool {
+        let mut waiting = self.tx.waiting();
+        let mut stalls = 0;
+        for _ in 0..MAX_KICKS {
+            if waiting == 0 {
+                return false;
+            }
+            let result = socket::kick(self.queues.fd);
+            self.counters.kicks += 1;
+            let left = self.tx.waiting();
+            match result {
+                Ok(()) => {}
+                Err(libc::EAGAIN) => self.counters.again += 1,
+                Err(libc::EBUSY) => {
+                    self.counters.dropped_by_device += 1;
+                    return left > 0;
+                }
+                Err(_) => {
+                    self.counters.refused += 1;
+                    return left > 0;
+                }
+            }
+            stalls = if left < waiting { 0 } else { stalls + 1 };
+            if stalls == MAX_STALLS {
+                break;
+            }
+            waiting = left;
+        }
+        self.counters.stalls += 1;
+        true
+    }
+}
+
+impl Port for AfXdpPort {
+    #[inline]
+    fn receive(&mut self, out: &mut ArrayVec<Frame, VECTOR>) -> usize {
+        let room = out.remaining_capacity();
+        // SAFETY: what is received here was put on the fill ring by this port; the descriptors
+        // are only used for their addresses and lengths.
+        let found = unsafe { self.queues.rx.consume(&mut self.descs[..room]) };
+        if found == 0 {
+            return 0;
+        }
+        let before = out.len();
+        for at in 0..found {
+            let desc = self.descs[at];
+            if let Some((mut frame, start)) = self.take_back(desc.addr()) {
+                frame.set_range(start, desc.lengths().data());
+                out.push(frame);
+            }
+        }
+        let received = out.len() - before;
+        self.on_fill -= received;
+        self.fill.found(received, self.area);
+        received
+    }
+
+    #[inline]
+    fn send(&mut self, frame: Frame) -> Result<(), Frame> {
+        let Some(chunk) = self.area.chunk_of(&frame) else { return Err(frame) };
+        if frame.is_empty() || self.sent_since_recycle >= self.burst {
+            return Err(frame);
+        }
+        let addr = (chunk * CHUNK + frame.start()) as u64;
+        if !self.tx.push(addr, frame.len()) {
+            return Err(frame);
+        }
+        self.outstanding.insert(chunk);
+        self.on_tx += 1;
+        self.sent_since_recycle += 1;
+        Ok(())
+    }
+
+    #[inline]
+    fn flush(&mut self) {
+        if !self.tx.publish() && !self.backlog {
+            return;
+        }
+        self.backlog = self.tx.needs_wakeup() && self.drive();
+    }
+
+    #[inline]
+    fn recycle(&mut self, pool: &mut FramePool) {
+        self.sent_since_recycle = 0;
+        self.complete(pool);
+        self.top_up(pool);
+        self.fill.recycled(self.on_fill, self.area);
+    }
+
+    fn umem(&self) -> UmemId {
+        self.area.id
+    }
+
+    fn held(&self) -> usize {
+        self.outstanding.len()
+    }
+
+    fn kernel_drops(&self) -> KernelDrops {
+        match self.queues.rx.fd().xdp_statistics() {
+            Ok(s) => KernelDrops {
+                rx_dropped: s.rx_dropped(),
+                rx_ring_full: s.rx_ring_full(),
+                rx_fill_ring_empty: s.rx_fill_ring_empty_descs(),
+                rx_invalid: s.rx_invalid_descs(),
+                tx_invalid: s.tx_invalid_descs(),
+            },
+            // Only a socket that is no AF_XDP socket has none.
+            Err(_) => KernelDrops::default(),
+        }
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.queues.fd)
+    }
+}
+
+impl Drop for AfXdpPort {
+    /// Like [`AfXdpPort::close`], with the frames going to the UMEM's depot.
+    fn drop(&mut self) {
+        if !self.closed {
+            let mut pool = FramePool::new(self.depot.clone(), 0);
+            self.release(&mut pool);
+            pool.drain();
+        }
+    }
+}
+
+/// How many free frames a port keeps on its fill ring.
+///
+/// Hundreds of idle pods must not hold all frames, and a busy one needs many: the target starts
+/// at the minimum, doubles when a receive finds much of it used at once, and is halved after a
+/// long time without. What is above the minimum is taken from the UMEM's budget. Frames that are
+/// on the ring cannot be taken back, so the budget is given back as they are used up.
+#[derive(Debug)]
+struct FillTarget {
+    target: usize,
+    min: usize,
+    max: usize,
+    /// Frames of the UMEM's budget that this port has.
+    funded: usize,
+    /// Most packets that one receive found in this window.
+    peak: usize,
+    /// Recycles in this window.
+    window: u32,
+}
+
+impl FillTarget {
+    fn new(min: u32, max: u32) -> Self {
+        let (min, max) = (min as usize, max as usize);
+        Self { target: min, min, max, funded: 0, peak: 0, window: 0 }
+    }
+
+    /// A receive that counts as a burst.
+    fn burst(&self) -> usize {
+        (self.target / 2).clamp(1, VECTOR)
+    }
+
+    /// A receive found `count` packets.
+    #[inline]
+    fn found(&mut self, count: usize, area: &Area) {
+        self.peak = self.peak.max(count);
+        if count >= self.burst() && self.target < self.max {
+            self.grow(area);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, area: &Area) {
+        let target = (self.target * 2).min(self.max);
+        let missing = (target - self.min).saturating_sub(self.funded);
+        if area.take_extra(missing) {
+            self.funded += missing;
+            self.target = target;
+        }
+    }
+
+    #[inline]
+    fn recycled(&mut self, on_fill: usize, area: &Area) {
+        self.window += 1;
+        if self.window >= IDLE_WINDOW {
+            self.end_window(on_fill, area);
+        }
+    }
+
+    #[cold]
+    fn end_window(&mut self, on_fill: usize, area: &Area) {
+        if self.peak < self.burst() {
+            self.target = (self.target / 2).max(self.min);
+        }
+        (self.peak, self.window) = (0, 0);
+        let needed = self.target.max(on_fill).saturating_sub(self.min);
+        if needed < self.funded {
+            area.give_extra(self.funded - needed);
+            self.funded = needed;
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Our own view of a socket's TX ring.
+//!
+//! xsk-rs can only send a packet from where one was received or behind it. Encapsulation makes
+//! a packet start in front of that, so the descriptors are written here, with any address inside
+//! the chunk. The ring is the kernel's memory, mapped a second time; xsk-rs does not touch its
+//! own mapping after set-up.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::socket::{OpenError, xdp_option};
+
+/// A single-producer ring of descriptors whose consumer is the kernel.
+#[derive(Debug)]
+pub(super) struct TxRing {
+    descs: NonNull<libc::xdp_desc>,
+    producer: NonNull<AtomicU32>,
+    consumer: NonNull<AtomicU32>,
+    flags: NonNull<AtomicU32>,
+    mask: u32,
+    /// Index of the next descriptor to be written; the kernel sees it at `publish`.
+    next: u32,
+    /// What the kernel has been shown.
+    published: u32,
+    /// The consumer as it was last read.
+    consumed: u32,
+    /// What to unmap in the end.
+    mapping: Option<(NonNull<libc::c_void>, usize)>,
+}
+
+// SAFETY: the pointers are to memory that lives as long as the ring and that only the holder of
+// the ring (by `&mut`) writes to; the kernel's indices are atomics.
+unsafe impl Send for TxRing {}
+
+impl TxRing {
+    /// Maps the TX ring of socket `fd`, which was made with `size` entries.
+    pub(super) fn map(fd: RawFd, size: u32) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Option { what: "map the TX ring", source };
+        let offsets = xdp_option::<libc::xdp_mmap_offsets>(fd, libc::XDP_MMAP_OFFSETS)
+            .map_err(failed)?
+            .ok_or_else(|| failed(io::Error::other("this kernel is older than 5.4")))?
+            .tx;
+        let offset = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        let len = offset(offsets.desc) + size as usize * size_of::<libc::xdp_desc>();
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let map = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                fd,
+                libc::XDP_PGOFF_TX_RING,
+            )
+        };
+        let base = match NonNull::new(map) {
+            Some(base) if map != libc::MAP_FAILED => base,
+            _ => return Err(failed(io::Error::last_os_error())),
+        };
+        // SAFETY: the kernel's offsets lie inside of the mapping that was made with them, and are
+        // aligned for what they are of.
+        let ring = unsafe {
+            Self::over(
+                base.byte_add(offset(offsets.desc)).cast(),
+                base.byte_add(offset(offsets.producer)).cast(),
+                base.byte_add(offset(offsets.consumer)).cast(),
+                base.byte_add(offset(offsets.flags)).cast(),
+                size,
+            )
+        };
+        Ok(Self { mapping: Some((base, len)), ..ring })
+    }
+
+    /// A ring over memory that is mapped already.
+    ///
+    /// # Safety
+    /// `size` is a power of two; the pointers are aligned, and valid for as long as the ring is:
+    /// `descs` for `size` descriptors that nobody else writes.
+    unsafe fn over(
+        descs: NonNull<libc::xdp_desc>,
+        producer: NonNull<AtomicU32>,
+        consumer: NonNull<AtomicU32>,
+        flags: NonNull<AtomicU32>,
+        size: u32,
+    ) -> Self {
+        // SAFETY: valid and aligned, says the caller.
+        let (next, consumed) = unsafe {
+            (producer.as_ref().load(Ordering::Relaxed), consumer.as_ref().load(Ordering::Acquire))
+        };
+        Self {
+            descs,
+            producer,
+            consumer,
+            flags,
+            mask: size - 1,
+            next,
+            published: next,
+            consumed,
+            mapping: None,
+        }
+    }
+
+    /// Writes a descriptor: `len` bytes (of a chunk, so they fit) at `addr` of the UMEM. False
+    /// when the ring is full.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation)]
+    pub(super) fn push(&mut self, addr: u64, len: usize) -> bool {
+        if self.next.wrapping_sub(self.consumed) > self.mask {
+            self.refresh();
+            if self.next.wrapping_sub(self.consumed) > self.mask {
+                return false;
+            }
+        }
+        let slot = (self.next & self.mask) as usize;
+        // SAFETY: the slot is inside of the ring, and the kernel does not read it: it is past
+        // the published producer and, checked above, not less than a ring ahead of the consumer.
+        unsafe { self.descs.add(slot).write(libc::xdp_desc { addr, len: len as u32, options: 0 }) };
+        self.next = self.next.wrapping_add(1);
+        true
+    }
+
+    /// Shows the kernel what was written; was there anything new?
+    #[inline]
+    pub(super) fn publish(&mut self) -> bool {
+        if self.published == self.next {
+            return false;
+        }
+        // SAFETY: valid for as long as the ring. Release: the descriptors are seen before it is.
+        unsafe { self.producer.as_ref() }.store(self.next, Ordering::Release);
+        self.published = self.next;
+        true
+    }
+
+    /// Descriptors that were published and that the kernel has not taken yet.
+    #[inline]
+    pub(super) fn waiting(&mut self) -> u32 {
+        self.refresh();
+        self.published.wrapping_sub(self.consumed)
+    }
+
+    /// Does the kernel want to be told about new descriptors?
+    #[inline]
+    pub(super) fn needs_wakeup(&self) -> bool {
+        // SAFETY: valid for as long as the ring.
+        unsafe { self.flags.as_ref() }.load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
+    }
+
+    #[inline]
+    fn refresh(&mut self) {
+        // SAFETY: valid for as long as the ring. Acquire: slots are reused only after this.
+        self.consumed = unsafe { self.consumer.as_ref() }.load(Ordering::Acquire);
+    }
+}
+
+impl Drop for TxRing {
+    fn drop(&mut self) {
+        if let Some((base, len)) = self.mapping {
+            // SAFETY: this is the mapping that `map` made, and no pointer into it outlives us.
+            // While it is mapped it keeps the socket open, so it has to go before the queue can
+            // be bound again.
+            unsafe { libc::munmap(base.as_ptr(), len) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel's side of a ring of 4.
+    struct Kernel {
+        indices: &'static [AtomicU32; 3],
+        descs: NonNull<libc::xdp_desc>,
+    }
+
+    impl Kernel {
+        fn ring(start: u32) -> (Self, TxRing) {
+            let indices: &'static [AtomicU32; 3] =
+                Box::leak(Box::new([start, start, 0].map(AtomicU32::new)));
+            let empty = libc::xdp_desc { addr: 0, len: 0, options: 0 };
+            let descs = NonNull::from(Box::leak(Box::new([empty; 4]))).cast();
+            let [producer, consumer, flags] = indices.each_ref().map(NonNull::from);
+            // SAFETY: leaked, aligned, four descriptors.
+            let ring = unsafe { TxRing::over(descs, producer, consumer, flags, 4) };
+            (Self { indices, descs }, ring)
+        }
+
+        fn take(&self) -> Option<(u64, u32)> {
+            let [producer, consumer, _] = self.indices;
+            let at = consumer.load(Ordering::Relaxed);
+            (producer.load(Ordering::Acquire) != at).then(|| {
+                // SAFETY: inside of the ring, and published.
+                let desc = unsafe { self.descs.add((at & 3) as usize).read() };
+                consumer.store(at.wrapping_add(1), Ordering::Release);
+                (desc.addr, desc.len)
+            })
+        }
+    }
+
+    #[test]
+    fn descriptors_leave_in_order_when_published_across_the_index_wrap() {
+        let (kernel, mut ring) = Kernel::ring(u32::MAX - 1);
+        for i in 0..4 {
+            assert!(ring.push(i, 60));
+        }
+        assert!(!ring.push(9, 60), "the ring is full");
+        assert_eq!(kernel.take(), None, "nothing is published yet");
+        assert!(ring.publish() && !ring.publish());
+        assert_eq!(ring.waiting(), 4);
+        assert_eq!((kernel.take(), kernel.take()), (Some((0, 60)), Some((1, 60))));
+        assert_eq!(ring.waiting(), 2);
+        assert!(ring.push(4, 61) && ring.push(5, 62) && !ring.push(6, 63));
+        ring.publish();
+        let rest: Vec<_> = std::iter::from_fn(|| kernel.take()).collect();
+        assert_eq!(rest, [(2, 60), (3, 60), (4, 61), (5, 62)]);
+        assert_eq!(ring.waiting(), 0);
+    }
+
+    #[test]
+    fn the_kernel_can_ask_to_be_woken() {
+        let (kernel, ring) = Kernel::ring(0);
+        assert!(!ring.needs_wakeup());
+        kernel.indices[2].store(libc::XDP_RING_NEED_WAKEUP, Ordering::Relaxed);
+        assert!(ring.needs_wakeup());
+    }
+}
