@@ -1,4 +1,21 @@
 //! Overlane's dataplane: what is done with each packet.
+//!
+//! The folder listing is the packet's path; the layers, from below, and what each may import:
+//!
+//! | layer | imports |
+//! |---|---|
+//! | [`wire`]: bytes and fields | types of overlane-api |
+//! | [`packet`], [`stats`]: one packet while it is inside, and what is counted | wire, api |
+//! | [`tables`]: what all workers share, immutable | packet, wire, api |
+//! | [`stages`]: what is done with a vector of packets | wire, packet, tables |
+//! | [`io`]: where frames come from and go to | packet |
+//! | [`worker`]: the poll loop | all above |
+//!
+//! `unsafe` is kept in `io/af_xdp`; the one exception is `packet/prefetch.rs`, a hint to the cache.
 
 pub mod io;
 pub mod packet;
+pub mod stages;
+pub mod stats;
+pub mod tables;
+pub mod wire;

@@ -1,4 +1,9 @@
-//! L1: what one packet is while it is inside: its frame, its metadata, its verdict.
+//! L1: what one packet is while it is inside: its frame, what is known about it, its verdict.
 
+pub mod drop;
 pub mod frame;
+pub mod meta;
 pub mod pool;
+pub mod prefetch;
+pub mod vector;
+pub mod verdict;

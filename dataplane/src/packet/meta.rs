@@ -1,0 +1,204 @@
+//! What the steps know about a packet. Written by one step, read by later ones; the bytes are
+//! not looked at again.
+
+use super::verdict::Verdict;
+use crate::packet::verdict::PortId;
+
+/// Which kind of port a packet came from, and so which road it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Origin {
+    /// A pod's port.
+    #[default]
+    Endpoint,
+    /// The host port.
+    Host,
+    /// The uplink, as it came.
+    Uplink,
+    /// The uplink, out of a tunnel.
+    Tunnel,
+    /// Made here: an ICMP error, a fragment.
+    Local,
+}
+
+/// What is in the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// IPv4.
+    #[default]
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+    /// ARP.
+    Arp,
+    /// IPv6 that stays on its link: neighbour and router discovery, multicast.
+    LinkV6,
+}
+
+/// A route's value: what has the destination. 0 is "nothing"; else kind in the top 3 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Route(pub u32);
+
+/// What a [`Route`] says, spelled out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Nothing has the address.
+    None,
+    /// A local endpoint, by index.
+    Endpoint(u32),
+    /// Another node, by index.
+    Peer(u32),
+    /// This node's own stack.
+    Host,
+    /// This dataplane as the pods' gateway.
+    Gateway,
+    /// The underlay, unencapsulated, by index of its next hop (flat mode).
+    Underlay(u32),
+    /// The underlay, but no next hop is known yet for the address (flat mode).
+    UnderlayUnknown,
+}
+
+impl Route {
+    const SHIFT: u32 = 29;
+    const INDEX: u32 = (1 << Self::SHIFT) - 1;
+
+    /// Largest index that fits.
+    pub const MAX_INDEX: u32 = Self::INDEX;
+
+    /// Packs a target.
+    #[must_use]
+    pub const fn new(target: Target) -> Self {
+        let (kind, index) = match target {
+            Target::None => (0, 0),
+            Target::Endpoint(index) => (1, index),
+            Target::Peer(index) => (2, index),
+            Target::Host => (3, 0),
+            Target::Gateway => (4, 0),
+            Target::Underlay(index) => (5, index),
+            Target::UnderlayUnknown => (6, 0),
+        };
+        Self(kind << Self::SHIFT | index & Self::INDEX)
+    }
+
+    /// Unpacks it.
+    #[inline]
+    #[must_use]
+    pub const fn target(self) -> Target {
+        let index = self.0 & Self::INDEX;
+        match self.0 >> Self::SHIFT {
+            1 => Target::Endpoint(index),
+            2 => Target::Peer(index),
+            3 => Target::Host,
+            4 => Target::Gateway,
+            5 => Target::Underlay(index),
+            6 => Target::UnderlayUnknown,
+            _ => Target::None,
+        }
+    }
+
+    /// Is there a target?
+    #[inline]
+    #[must_use]
+    pub const fn is_some(self) -> bool {
+        self.0 != 0
+    }
+}
+
+/// What the steps know about a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(align(64))]
+pub struct Meta {
+    /// What becomes of it. Any step.
+    pub verdict: Verdict,
+    /// What has the destination. `resolve/route`.
+    pub route: Route,
+    /// Hash of the flow {protocol, addresses, ports}; of {protocol, addresses} for a fragment.
+    /// `ingress/parse`.
+    pub hash: u32,
+    /// The port it came from. The worker.
+    pub port: PortId,
+    /// Length of the IP packet, bytes. `ingress/parse`.
+    pub ip_len: u16,
+    /// Offset of the upper-layer header from the IP header, bytes; 0 for a fragment that has
+    /// none. `ingress/parse`.
+    pub l4: u16,
+    /// Destination port of TCP and UDP, host order; else 0. `ingress/parse`.
+    pub destination_port: u16,
+    /// Family. `ingress/parse`.
+    pub kind: Kind,
+    /// Where it came from. The worker; `ingress/decap`.
+    pub origin: Origin,
+    /// Upper-layer protocol. `ingress/parse`.
+    pub protocol: u8,
+    /// TOS or traffic class of the IP header. `ingress/parse`.
+    pub tos: u8,
+    /// TTL or hop limit. `ingress/parse`.
+    pub ttl: u8,
+    /// IPv4 with "don't fragment", and every IPv6. `ingress/parse`.
+    pub dont_fragment: bool,
+    /// A fragment, first or later. `ingress/parse`.
+    pub is_fragment: bool,
+    /// May the packet's TTL still be lowered here? Not for packets made here.
+    pub forwarded: bool,
+    /// Index of the peer that sent it, plus 1; 0: none. `ingress/decap`.
+    pub peer: u32,
+}
+
+impl Meta {
+    /// A packet that nothing is known of yet but its port.
+    #[inline]
+    #[must_use]
+    pub const fn new(port: PortId, origin: Origin) -> Self {
+        Self {
+            verdict: Verdict::Pending,
+            route: Route(0),
+            hash: 0,
+            port,
+            ip_len: 0,
+            l4: 0,
+            destination_port: 0,
+            kind: Kind::Ipv4,
+            origin,
+            protocol: 0,
+            tos: 0,
+            ttl: 0,
+            dont_fragment: false,
+            is_fragment: false,
+            forwarded: true,
+            peer: 0,
+        }
+    }
+
+    /// Has no step decided yet?
+    #[inline]
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        matches!(self.verdict, Verdict::Pending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_is_one_cache_line() {
+        assert_eq!(std::mem::size_of::<Meta>(), 64);
+    }
+
+    #[test]
+    fn a_route_is_read_back_as_written() {
+        for target in [
+            Target::None,
+            Target::Endpoint(0),
+            Target::Endpoint(Route::MAX_INDEX),
+            Target::Peer(77),
+            Target::Host,
+            Target::Gateway,
+            Target::Underlay(3),
+            Target::UnderlayUnknown,
+        ] {
+            assert_eq!(Route::new(target).target(), target);
+            assert_eq!(Route::new(target).is_some(), target != Target::None);
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! The uplink's packets: out of the tunnel, or as they are. Everything that can be said against
+//! a tunnel packet is said here by its own name (the order of checks: outer IP, UDP, peer, tunnel
+//! header, inner packet).
+
+use overlane_api::Mode;
+
+use super::parse;
+use crate::packet::drop::DropReason;
+use crate::packet::frame::Frame;
+use crate::packet::meta::{Kind, Meta, Origin};
+use crate::packet::prefetch::prefetch;
+use crate::packet::vector::Vector;
+use crate::packet::verdict::Verdict;
+use super::path_mtu;
+use crate::stages::Context;
+use crate::tables::Snapshot;
+use crate::wire::ecn::{self, Decapsulated, Ecn};
+use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::geneve::Geneve;
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::udp::{self, Udp};
+use crate::wire::vxlan::Vxlan;
+use crate::wire::{ParseError, checksum, peek, protocol};
+
+/// Takes the vector out of its tunnels.
+pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+    for frame in &vector.frames {
+        prefetch(frame.bytes().as_ptr());
+    }
+    for (frame, meta) in vector.packets() {
+        if let Err(verdict) = outer(frame, meta, cx) {
+            meta.verdict = verdict;
+        }
+    }
+    for (frame, meta) in vector.packets() {
+        if meta.origin == Origin::Tunnel && meta.is_pending() {
+            if let Err(reason) = inner(frame, meta, cx.tables) {
+                meta.verdict = Verdict::Drop(reason);
+            }
+        }
+    }
+}
+
+/// Looks at the outer IP header. A tunnel packet gets `Origin::Tunnel` and the offset of its UDP
+/// header in `l4`; a plain packet is parsed as it is.
+#[inline]
+fn outer(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
+    if !cx.tables.node.configured {
+        return Err(Verdict::Drop(DropReason::NotConfigured));
+    }
+    let ethernet =
+        Ethernet::parse(frame.bytes()).map_err(|_| Verdict::Drop(DropReason::FrameTruncated))?;
+    match ethernet.ethertype() {
+        ethernet::ETHERTYPE_IPV4 => outer_v4(frame, meta, cx),
+        ethernet::ETHERTYPE_IPV6 => outer_v6(frame, meta, cx),
+        ethernet::ETHERTYPE_ARP => {
+            meta.kind = Kind::Arp;
+            *cx.link_messages = true;
+            Ok(())
+        }
+        _ => Err(cx.tables.node.host_verdict()),
+    }
+}
+
+#[inline]
+fn outer_v4(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
+    let node = &cx.tables.node;
+    let bytes = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let ip = Ipv4::parse(bytes).map_err(|error| Verdict::Drop(outer_reason(&error)))?;
+    if ip.destination_u32() != node.v4 || node.v4 == 0 {
+        return plain(frame, meta, cx);
+    }
+    if !ip.verify_checksum() {
+        return Err(Verdict::Drop(DropReason::OuterBadIpChecksum));
+    }
+    let payload = ip.payload();
+    if ip.protocol() == protocol::UDP && ip.fragment_offset() == 0 {
+        let port = payload.first_chunk::<4>().map_or(0, |p| u16::from_be_bytes([p[2], p[3]]));
+        if node.is_tunnel_port(port) {
+            if ip.is_fragment() {
+                return Err(Verdict::Drop(DropReason::OuterFragment));
+            }
+            cx.tables.peers_v4.prefetch(ip.source_u32());
+            meta.kind = Kind::Ipv4;
+            return tunnel(meta, port, ip.header_len(), ip.total_len(), ip.tos());
+        }
+    }
+    if ip.protocol() == protocol::ICMP {
+        path_mtu::from_icmpv4(payload, cx);
+    }
+    Err(cx.tables.node.host_verdict())
+}
+
+#[inline]
+fn outer_v6(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
+    let node = &cx.tables.node;
+    let bytes = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let ip = Ipv6::parse(bytes).map_err(|error| Verdict::Drop(outer_reason(&error)))?;
+    if ip.destination_u128() != node.v6 || node.v6 == 0 {
+        return plain(frame, meta, cx);
+    }
+    let upper = ip.upper_layer().map_err(|error| Verdict::Drop(outer_reason(&error)))?;
+    let packet_len = ip.packet_len() as u16;
+    let payload = ip.packet().get(upper.offset..).unwrap_or_default();
+    let first = upper.fragment.is_none_or(|fragment| fragment.offset == 0);
+    if upper.protocol == protocol::UDP && first {
+        let port = payload.first_chunk::<4>().map_or(0, |p| u16::from_be_bytes([p[2], p[3]]));
+        if node.is_tunnel_port(port) {
+            if upper.fragment.is_some() {
+                return Err(Verdict::Drop(DropReason::OuterFragment));
+            }
+            cx.tables.peers_v6.prefetch(ip.source_u128());
+            meta.kind = Kind::Ipv6;
+            return tunnel(meta, port, upper.offset, packet_len, ip.traffic_class());
+        }
+    }
+    if upper.protocol == protocol::ICMPV6 {
+        path_mtu::from_icmpv6(payload, cx);
+    }
+    Err(cx.tables.node.host_verdict())
+}
+
+fn tunnel(meta: &mut Meta, port: u16, l4: usize, ip_len: u16, tos: u8) -> Result<(), Verdict> {
+    meta.origin = Origin::Tunnel;
+    meta.destination_port = port;
+    meta.l4 = l4 as u16;
+    meta.ip_len = ip_len;
+    meta.tos = tos;
+    Ok(())
+}
+
+/// A packet that is not in a tunnel: for a pod of ours (native and flat), or the host's.
+fn plain(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
+    let ethernet =
+        Ethernet::parse(frame.bytes()).map_err(|_| Verdict::Drop(DropReason::FrameTruncated))?;
+    let parsed = match ethernet.ethertype() {
+        ethernet::ETHERTYPE_IPV4 => parse::parse_v4(ethernet.payload(), meta, cx.tables),
+        _ => parse::parse_v6(ethernet.payload(), meta, cx.tables),
+    };
+    match parsed {
+        Ok(()) if meta.kind == Kind::LinkV6 => {
+            *cx.link_messages = true;
+            Ok(())
+        }
+        Ok(()) => {
+            frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
+            Ok(())
+        }
+        // What the host's stack would make of it is not for us to say.
+        Err(DropReason::Multicast) => Err(cx.tables.node.host_verdict()),
+        Err(reason) => Err(Verdict::Drop(reason)),
+    }
+}
+
+fn outer_reason(error: &ParseError) -> DropReason {
+    if matches!(error, ParseError::Truncated { .. }) { DropReason::OuterTruncated } else { DropReason::BadIpHeader }
+}
+
+/// Checks the sender and the tunnel header, takes the outer headers off, parses what was inside.
+#[inline]
+fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
+    let ip_len = usize::from(meta.ip_len);
+    let end = ethernet::HEADER_LEN + ip_len;
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..end).ok_or(DropReason::OuterTruncated)?;
+    let l4 = usize::from(meta.l4);
+    let segment = ip.get(l4..).ok_or(DropReason::OuterTruncated)?;
+    let udp = Udp::parse(segment).map_err(|_| DropReason::OuterBadUdpLength)?;
+    let mode = check_peer(ip, meta, tables)?;
+    check_udp(ip, segment, &udp, meta.kind, tables)?;
+    let header_len = match mode {
+        Mode::Vxlan => vxlan(udp.payload(), tables)?,
+        _ => geneve(udp.payload(), tables)?,
+    };
+    let outer_ecn = Ecn::from_tos(meta.tos);
+    let inner_len = udp.payload().len() - header_len;
+    frame.trim_front(ethernet::HEADER_LEN + l4 + udp::HEADER_LEN + header_len);
+    frame.truncate(inner_len);
+    parse_inner(frame, meta, tables)?;
+    combine_ecn(frame, meta, outer_ecn)
+}
+
+/// Who sent it? Sets `peer`; says which tunnel it is.
+#[inline]
+fn check_peer(ip: &[u8], meta: &mut Meta, tables: &Snapshot) -> Result<Mode, DropReason> {
+    let peer = match meta.kind {
+        Kind::Ipv4 => tables.peers_v4.get(peek::source_v4(ip)),
+        _ => tables.peers_v6.get(peek::source_v6(ip)),
+    };
+    let index = peer.checked_sub(1).ok_or(DropReason::TunnelUnknownPeer)?;
+    let entry = tables.peers.get(index).ok_or(DropReason::TunnelUnknownPeer)?;
+    meta.peer = peer;
+    let mode =
+        if meta.destination_port == tables.node.vxlan_port { Mode::Vxlan } else { Mode::Geneve };
+    if entry.accepts == Some(mode) { Ok(mode) } else { Err(DropReason::TunnelModeMismatch) }
+}
+
+/// The outer UDP checksum: validated when there is one; it may be absent over IPv4, and over
+/// IPv6 only where configured (RFC 8200 section 8.1, RFC 6935).
+#[inline]
+fn check_udp(
+    ip: &[u8],
+    segment: &[u8],
+    udp: &Udp<'_>,
+    kind: Kind,
+    tables: &Snapshot,
+) -> Result<(), DropReason> {
+    if udp.checksum() == 0 {
+        return match kind {
+            Kind::Ipv6 if !tables.node.accept_zero_udp_checksum_v6 => {
+                Err(DropReason::OuterZeroUdpChecksumV6)
+            }
+            _ => Ok(()),
+        };
+    }
+    let len = usize::from(udp.length());
+    let segment = segment.get(..len).ok_or(DropReason::OuterBadUdpLength)?;
+    let pseudo = match kind {
+        Kind::Ipv4 => peek::pseudo_v4(ip, protocol::UDP, len),
+        _ => peek::pseudo_v6(ip, protocol::UDP, len),
+    };
+    if checksum::fold(checksum::sum(segment, pseudo)) == 0xffff {
+        Ok(())
+    } else {
+        Err(DropReason::OuterBadUdpChecksum)
+    }
+}
+
+/// Checks a VXLAN header; says how long it is.
+fn vxlan(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
+    let header = Vxlan::parse(datagram).map_err(|error| {
+        if matches!(error, ParseError::Truncated { .. }) { DropReason::OuterTruncated } else { DropReason::VxlanNoVniFlag }
+    })?;
+    if tables.node.vxlan_strict && header.reserved_bits_set() {
+        return Err(DropReason::VxlanReservedBits);
+    }
+    if header.vni().get() != tables.node.vni {
+        return Err(DropReason::TunnelUnknownVni);
+    }
+    Ok(crate::wire::vxlan::HEADER_LEN)
+}
+
+/// Checks a Geneve header and its options; says how long they are.
+#[inline]
+fn geneve(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
+    let header = Geneve::parse(datagram).map_err(|error| geneve_reason(&error))?;
+    if header.vni().get() != tables.node.vni {
+        return Err(DropReason::TunnelUnknownVni);
+    }
+    if header.is_control() {
+        return Err(DropReason::GeneveControlPacket);
+    }
+    if header.opt_len() != 0 {
+        geneve_options(&header)?;
+    }
+    if header.protocol() != ethernet::ETHERTYPE_TEB {
+        return Err(DropReason::GeneveUnknownProtocol);
+    }
+    Ok(header.header_len())
+}
+
+/// No option is known yet: any critical one is one too many, whatever the C bit says (RFC 8926
+/// section 3.5); the others are skipped.
+fn geneve_options(header: &Geneve<'_>) -> Result<(), DropReason> {
+    for option in header.options() {
+        let option = option.map_err(|_| DropReason::GeneveBadOptionLength)?;
+        if option.is_critical() {
+            return Err(DropReason::GeneveUnknownCriticalOption);
+        }
+    }
+    Ok(())
+}
+
+fn geneve_reason(error: &ParseError) -> DropReason {
+    if matches!(error, ParseError::BadVersion { .. }) {
+        DropReason::GeneveBadVersion
+    } else if matches!(error, ParseError::BadOptionLength { .. }) {
+        DropReason::GeneveBadOptionLength
+    } else {
+        DropReason::OuterTruncated
+    }
+}
+
+/// Parses the Ethernet frame that was inside.
+#[inline]
+fn parse_inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
+    let ethernet = Ethernet::parse(frame.bytes()).map_err(|_| DropReason::InnerTruncated)?;
+    if ethernet.destination().is_group() {
+        return Err(DropReason::InnerMulticast);
+    }
+    meta.destination_port = 0;
+    let parsed = match ethernet.ethertype() {
+        ethernet::ETHERTYPE_IPV4 => {
+            tables.routes.v4.prefetch(peek::source_v4(ethernet.payload()));
+            parse::parse_v4(ethernet.payload(), meta, tables)
+        }
+        ethernet::ETHERTYPE_IPV6 => {
+            tables.routes.v6.prefetch(peek::source_v6(ethernet.payload()));
+            parse::parse_v6(ethernet.payload(), meta, tables)
+        }
+        _ => return Err(DropReason::InnerBadVersion),
+    };
+    parsed.map_err(|reason| match reason {
+        DropReason::FrameTruncated => DropReason::InnerTruncated,
+        DropReason::BadIpHeader => DropReason::InnerBadVersion,
+        DropReason::BadIpChecksum => DropReason::InnerBadIpChecksum,
+        DropReason::Multicast => DropReason::InnerMulticast,
+        other => other,
+    })?;
+    if meta.kind == Kind::LinkV6 {
+        return Err(DropReason::InnerMulticast);
+    }
+    frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
+    Ok(())
+}
+
+/// What the underlay said about congestion reaches the inner packet (RFC 6040 section 4.2).
+#[inline]
+fn combine_ecn(frame: &mut Frame, meta: &mut Meta, outer: Ecn) -> Result<(), DropReason> {
+    let inner = Ecn::from_tos(meta.tos);
+    if outer == Ecn::NotEct {
+        return Ok(());
+    }
+    match ecn::decapsulate(inner, outer) {
+        Decapsulated::Drop => Err(DropReason::TunnelEcnCeOnNotEct),
+        Decapsulated::Forward { ecn, .. } if ecn == inner => Ok(()),
+        Decapsulated::Forward { ecn, .. } => {
+            let ip = frame.bytes_mut().get_mut(ethernet::HEADER_LEN..).unwrap_or_default();
+            match meta.kind {
+                Kind::Ipv4 => ipv4::set_ecn(ip, ecn),
+                _ => ipv6::set_ecn(ip, ecn),
+            };
+            meta.tos = meta.tos & !3 | ecn.bits();
+            Ok(())
+        }
+    }
+}

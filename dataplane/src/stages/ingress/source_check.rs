@@ -1,0 +1,121 @@
+//! Does the packet carry its sender's own addresses? And: is its checksum finished?
+
+use crate::packet::drop::DropReason;
+use crate::packet::frame::Frame;
+use crate::packet::meta::{Kind, Meta, Origin, Target};
+use crate::packet::vector::Vector;
+use crate::packet::verdict::Verdict;
+use crate::stages::Context;
+use crate::tables::Snapshot;
+use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::{checksum, peek, protocol, tcp, udp};
+
+/// Checks the undecided packets of a vector from pods and the host.
+pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+    for (frame, meta) in vector.packets() {
+        if !meta.is_pending() {
+            continue;
+        }
+        if let Err(reason) = step(frame, meta, cx.tables) {
+            meta.verdict = Verdict::Drop(reason);
+            continue;
+        }
+        if finish_checksum(frame, meta) {
+            *cx.finished_checksums += 1;
+        }
+    }
+}
+
+#[inline]
+fn step(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Result<(), DropReason> {
+    let ethernet = Ethernet::parse(frame.bytes()).map_err(|_| DropReason::FrameTruncated)?;
+    if meta.origin == Origin::Host {
+        return host_source(ethernet.payload(), meta, tables);
+    }
+    let port = tables.ports.get(u32::from(meta.port.0)).ok_or(DropReason::PortGone)?;
+    let endpoint = tables.endpoints.get(port.endpoint).ok_or(DropReason::PortGone)?;
+    if ethernet.source() != endpoint.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    let ip = ethernet.payload();
+    let own = match meta.kind {
+        Kind::Ipv4 => endpoint.v4 != 0 && peek::source_v4(ip) == endpoint.v4,
+        _ => is_own_v6(peek::source_v6(ip), endpoint.v6),
+    };
+    if !own {
+        return Err(DropReason::SpoofedSource);
+    }
+    if meta.protocol == protocol::UDP && tables.node.is_tunnel_port(meta.destination_port) {
+        return to_tunnel_port(ip, meta, tables);
+    }
+    Ok(())
+}
+
+/// A pod's IPv6 packets come from its address, or, on the link, from a link-local one.
+#[inline]
+fn is_own_v6(source: u128, address: u128) -> bool {
+    source == address && address != 0 || source >> 118 == 0xfe80 >> 6
+}
+
+/// Tunnel packets to any node are not a pod's business.
+#[cold]
+fn to_tunnel_port(ip: &[u8], meta: &Meta, tables: &Snapshot) -> Result<(), DropReason> {
+    let is_node = match meta.kind {
+        Kind::Ipv4 => {
+            let destination = peek::destination_v4(ip);
+            destination == tables.node.v4 || tables.peers_v4.get(destination) != 0
+        }
+        _ => {
+            let destination = peek::destination_v6(ip);
+            destination == tables.node.v6 || tables.peers_v6.get(destination) != 0
+        }
+    };
+    if is_node { Err(DropReason::PodToTunnelPort) } else { Ok(()) }
+}
+
+/// The host may send from any address that is no endpoint's; what a peer takes from us is this
+/// node's own address or one of its pods'.
+fn host_source(ip: &[u8], meta: &Meta, tables: &Snapshot) -> Result<(), DropReason> {
+    let route = match meta.kind {
+        Kind::Ipv4 => tables.routes.v4.get(peek::source_v4(ip)),
+        _ => tables.routes.v6.get(peek::source_v6(ip)),
+    };
+    match route.target() {
+        Target::Endpoint(_) | Target::Peer(_) | Target::Gateway => Err(DropReason::SpoofedSource),
+        _ => Ok(()),
+    }
+}
+
+/// Finishes a TCP or UDP checksum that the sender's kernel left to the device
+/// (`CHECKSUM_PARTIAL`: the field holds the pseudo-header's sum). Says whether it was so.
+#[inline]
+fn finish_checksum(frame: &mut Frame, meta: &Meta) -> bool {
+    let at = match meta.protocol {
+        protocol::TCP => tcp::CHECKSUM_OFFSET,
+        protocol::UDP => udp::CHECKSUM_OFFSET,
+        _ => return false,
+    };
+    if meta.l4 == 0 || meta.is_fragment {
+        return false;
+    }
+    let l4 = usize::from(meta.l4);
+    let Some(ip) = frame.bytes_mut().get_mut(ethernet::HEADER_LEN..) else { return false };
+    let Some(field) = ip.get(l4 + at..).and_then(|rest| rest.first_chunk::<2>()) else {
+        return false;
+    };
+    let field = u16::from_be_bytes(*field);
+    let l4_len = usize::from(meta.ip_len).saturating_sub(l4);
+    let pseudo = match meta.kind {
+        Kind::Ipv4 => peek::pseudo_v4(ip, meta.protocol, l4_len),
+        _ => peek::pseudo_v6(ip, meta.protocol, l4_len),
+    };
+    if !checksum::is_partial(field, pseudo) {
+        return false;
+    }
+    finish(ip, l4, at)
+}
+
+#[cold]
+fn finish(ip: &mut [u8], l4: usize, at: usize) -> bool {
+    ip.get_mut(l4..).is_some_and(|segment| checksum::complete_partial(segment, at))
+}

@@ -1,0 +1,92 @@
+//! L3: what is done with a vector of packets. The order of the steps is written here, on one
+//! screen, and nowhere else.
+//!
+//! ```text
+//! pod, host  parse -> source check --------------\
+//! uplink     parse -> decap -> parse -> peer check -> route -> hop -> transmit -> (verdict)
+//! handed over, held, made here ------------------------^ or here -^
+//! ```
+//! A step is a plain function on one packet; a phase runs it over the vector, asking for the
+//! memory that the next one will touch. A step never touches a socket or a clock. Connections
+//! (`lookup/`, and the rest of `resolve/`) come between the checks and the route.
+
+pub mod ingress;
+pub mod resolve;
+pub mod transmit;
+
+use overlane_api::WorkerId;
+
+use crate::packet::pool::FramePool;
+use crate::packet::vector::Vector;
+use crate::tables::Snapshot;
+
+/// What the steps of one worker use besides the packets.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The tables in force.
+    pub tables: &'a Snapshot,
+    /// Whose vector this is.
+    pub worker: WorkerId,
+    /// Monotonic time, nanoseconds; at most a vector old.
+    pub now_ns: u64,
+    /// Free frames, for packets made here.
+    pub pool: &'a mut FramePool,
+    /// Packets made here: ICMP errors and fragments. Their turn comes after this vector.
+    pub made: &'a mut Vector,
+    /// Limits ICMP errors.
+    pub icmp_limit: &'a mut transmit::icmp_error::RateLimit,
+    /// What the slow thread should know.
+    pub notices: &'a mut Notices,
+    /// Set by a step that met ARP or a link-local message.
+    pub link_messages: &'a mut bool,
+    /// Unfinished checksums that were finished, by port index, since last taken.
+    pub finished_checksums: &'a mut u64,
+}
+
+/// Something for the slow thread to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// Flat mode: nobody knows the next hop of this address.
+    NextHopWanted(std::net::IpAddr),
+    /// A router says that packets to this address may have at most so many bytes.
+    PathMtu(std::net::IpAddr, u16),
+}
+
+/// Notices of one vector; more than fit are left out, they come again.
+pub type Notices = arrayvec::ArrayVec<Notice, 16>;
+
+/// A vector from pods' ports and the host port.
+pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
+    ingress::parse::phase(vector, cx);
+    answer_link_messages(vector, cx);
+    ingress::source_check::phase(vector, cx);
+    resolve::route::phase(vector, cx);
+    transmit::phase(vector, cx);
+}
+
+/// A vector from the uplink.
+pub fn from_uplink(vector: &mut Vector, cx: &mut Context<'_>) {
+    ingress::decap::phase(vector, cx);
+    answer_link_messages(vector, cx);
+    ingress::peer_check::phase(vector, cx);
+    resolve::route::phase(vector, cx);
+    transmit::phase(vector, cx);
+}
+
+/// ARP and neighbour discovery are rare: a pass over the vector only when it has any.
+fn answer_link_messages(vector: &mut Vector, cx: &mut Context<'_>) {
+    if *cx.link_messages {
+        transmit::arp_nd::phase(vector, cx);
+    }
+}
+
+/// A vector whose packets were routed before: handed over by another worker.
+pub fn from_worker(vector: &mut Vector, cx: &mut Context<'_>) {
+    transmit::phase(vector, cx);
+}
+
+/// A vector whose packets were parsed before: held for a next hop, or made here.
+pub fn from_here(vector: &mut Vector, cx: &mut Context<'_>) {
+    resolve::route::phase(vector, cx);
+    transmit::phase(vector, cx);
+}

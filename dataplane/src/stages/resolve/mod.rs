@@ -1,0 +1,4 @@
+//! What is decided for a packet that no earlier packet decided for. Today that is its route;
+//! services, policy and source translation stand here when connections do.
+
+pub mod route;

@@ -1,0 +1,89 @@
+//! Destination -> what has it; and the hop: time to live and size.
+
+use crate::packet::drop::DropReason;
+use crate::packet::frame::Frame;
+use crate::packet::meta::{Kind, Meta, Origin, Target};
+use crate::packet::vector::Vector;
+use crate::packet::verdict::Verdict;
+use crate::stages::{Context, Notice};
+use crate::tables::Snapshot;
+use crate::wire::{ethernet, ipv4, ipv6, peek};
+
+/// Routes every undecided packet of the vector. Lines of the routing table were asked for when
+/// the packet was parsed.
+pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+    for (frame, meta) in vector.packets() {
+        if meta.is_pending() {
+            step(frame, meta, cx);
+        }
+    }
+}
+
+/// Finds what has the packet's destination and takes the hop.
+#[inline]
+fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
+    let Some(ip) = frame.bytes_mut().get_mut(ethernet::HEADER_LEN..) else {
+        meta.verdict = Verdict::Drop(DropReason::FrameTruncated);
+        return;
+    };
+    meta.route = match meta.kind {
+        Kind::Ipv4 => cx.tables.routes.v4.get(peek::destination_v4(ip)),
+        _ => cx.tables.routes.v6.get(peek::destination_v6(ip)),
+    };
+    let target = meta.route.target();
+    match target {
+        Target::Endpoint(_) | Target::Peer(_) | Target::Underlay(_) => {
+            if meta.origin == Origin::Uplink && !matches!(target, Target::Endpoint(_)) {
+                // Plain traffic of the host that came our way: its stack knows what to do.
+                meta.verdict = cx.tables.node.host_verdict();
+            } else {
+                hop(ip, meta, target, cx.tables);
+            }
+        }
+        Target::Host | Target::Gateway if meta.origin != Origin::Uplink => {}
+        Target::UnderlayUnknown if meta.origin != Origin::Uplink => {
+            let address = match meta.kind {
+                Kind::Ipv4 => std::net::IpAddr::V4(peek::destination_v4(ip).into()),
+                _ => std::net::IpAddr::V6(peek::destination_v6(ip).into()),
+            };
+            let _ = cx.notices.try_push(Notice::NextHopWanted(address));
+            meta.verdict = Verdict::Hold;
+        }
+        _ if meta.origin == Origin::Uplink => meta.verdict = cx.tables.node.host_verdict(),
+        _ => meta.verdict = Verdict::Drop(DropReason::NoRoute),
+    }
+}
+
+/// Largest IP packet that a target takes, bytes.
+#[inline]
+#[must_use]
+pub fn mtu(target: Target, tables: &Snapshot) -> u16 {
+    match target {
+        Target::Endpoint(index) => tables.endpoints.get(index).map_or(0, |e| e.mtu),
+        Target::Peer(index) => tables.peers.get(index).map_or(0, |peer| peer.mtu),
+        _ => tables.node.underlay_mtu,
+    }
+}
+
+/// Lowers the time to live by one, and checks the size against the way out.
+#[inline]
+fn hop(ip: &mut [u8], meta: &mut Meta, target: Target, tables: &Snapshot) {
+    if meta.forwarded {
+        if meta.ttl <= 1 {
+            meta.verdict = Verdict::Drop(DropReason::TtlExpired);
+            return;
+        }
+        match meta.kind {
+            Kind::Ipv4 => ipv4::decrement_ttl(ip),
+            _ => ipv6::decrement_hop_limit(ip),
+        };
+        // Not lowered again at the next worker, or after a wait.
+        meta.ttl -= 1;
+        meta.forwarded = false;
+    }
+    let limit = mtu(target, tables);
+    // A target that is not ready has no size; transmit says what it lacks.
+    if meta.ip_len > limit && limit != 0 {
+        meta.verdict = Verdict::Drop(DropReason::PacketTooBig);
+    }
+}

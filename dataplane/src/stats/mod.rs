@@ -1,0 +1,3 @@
+//! L1: what is counted. One block per worker, one writer each; summed when somebody asks.
+
+pub mod counters;

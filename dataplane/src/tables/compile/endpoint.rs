@@ -1,0 +1,183 @@
+//! Endpoints: each address a host route; a local one also a place in the endpoint table.
+
+use std::net::IpAddr;
+
+use overlane_api::protocol::{ApiError, ErrorCode};
+use overlane_api::{Attachment, Endpoint, Mode};
+
+use super::{Binding, Compiler, Effect, EndpointRecord};
+use crate::packet::meta::{Origin, Route, Target};
+use crate::tables::endpoints::EndpointEntry;
+
+impl Compiler {
+    pub(super) fn set_endpoint(&mut self, endpoint: Endpoint) -> Result<Vec<Effect>, ApiError> {
+        self.check_endpoint(&endpoint)?;
+        let mut effects = Vec::new();
+        let mut kept = None;
+        if let Some(old) = self.endpoints.get(&endpoint.name) {
+            if old.object.attachment == endpoint.attachment {
+                // Only the addresses changed: the pod keeps its port.
+                kept = old.binding;
+                self.take_out(&endpoint.name);
+            } else {
+                effects = self.remove_endpoint(&endpoint.name);
+            }
+        }
+        let name = endpoint.name.clone();
+        self.put_in(endpoint);
+        if kept.is_some() {
+            self.bind_endpoint(&name, kept);
+        }
+        if self.endpoints.get(&name).is_some_and(|record| record.index.is_some()) {
+            effects.push(Effect::EndpointSet(name));
+        }
+        Ok(effects)
+    }
+
+    fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), ApiError> {
+        let refuse = |what: String, field: &str, hint: &str| {
+            Err(ApiError::new(ErrorCode::Refused, what)
+                .at(format!("endpoint {}: {field}", endpoint.name))
+                .hint(hint))
+        };
+        let families = |v4: bool| endpoint.addresses.iter().filter(|a| a.is_ipv4() == v4).count();
+        if endpoint.addresses.is_empty() || families(true) > 1 || families(false) > 1 {
+            let what = format!("{} addresses", endpoint.addresses.len());
+            return refuse(what, "addresses", "give one of each family, at least one in all");
+        }
+        if let Attachment::Remote { peer } = &endpoint.attachment
+            && !self.peers.contains_key(peer)
+        {
+            let what = format!("its node {peer} is not known");
+            return refuse(what, "attachment", "add that node first");
+        }
+        let own = self.endpoints.get(&endpoint.name).map(|record| &record.object.addresses);
+        for address in &endpoint.addresses {
+            let taken = self.tables.routes.host(*address);
+            let is_own = own.is_some_and(|own| own.contains(address));
+            let usable = !address.is_unspecified() && !address.is_multicast();
+            if !usable {
+                let what = format!("{address} is no pod's address");
+                return refuse(what, "addresses", "give a unicast address");
+            }
+            if taken.is_some() && !is_own && !matches!(taken.target(), Target::Underlay(_)) {
+                let what = format!("address {address} belongs to {} already", self.owner(taken));
+                return refuse(what, "addresses", "no two pods or nodes may share an address");
+            }
+        }
+        Ok(())
+    }
+
+    fn put_in(&mut self, endpoint: Endpoint) {
+        let name = endpoint.name.clone();
+        let mut record = EndpointRecord { object: endpoint, index: None, binding: None };
+        let route = match &record.object.attachment {
+            Attachment::Local { worker, .. } => {
+                let index = self.claim_endpoint(&name);
+                let mut entry = EndpointEntry::FREE;
+                for address in &record.object.addresses {
+                    match address {
+                        IpAddr::V4(address) => entry.v4 = address.to_bits(),
+                        IpAddr::V6(address) => entry.v6 = address.to_bits(),
+                    }
+                }
+                entry.worker = worker.unwrap_or_default();
+                if let Some(place) = self.tables.endpoints.get_mut(index) {
+                    *place = entry;
+                }
+                self.local_endpoints += 1;
+                record.index = Some(index);
+                Route::new(Target::Endpoint(index))
+            }
+            Attachment::Remote { peer } => {
+                let peer = self.peers.get_mut(peer);
+                peer.map_or(Route(0), |peer| {
+                    peer.endpoints += 1;
+                    Self::remote_route(peer.object.mode, peer.index)
+                })
+            }
+        };
+        for address in &record.object.addresses {
+            self.forget_next_hop(*address);
+            self.tables.routes.set_host(*address, route);
+        }
+        self.endpoints.insert(name, record);
+    }
+
+    /// The route of a remote endpoint: its node; in flat mode the endpoint is its own next hop,
+    /// which the route to everything finds.
+    pub(super) fn remote_route(mode: Mode, peer: u32) -> Route {
+        if mode == Mode::Flat { Route(0) } else { Route::new(Target::Peer(peer)) }
+    }
+
+    /// Takes an endpoint's entries out of the tables; its record is returned.
+    fn take_out(&mut self, name: &str) -> Option<EndpointRecord> {
+        let record = self.endpoints.remove(name)?;
+        for address in &record.object.addresses {
+            self.tables.routes.set_host(*address, Route(0));
+        }
+        if let Some(index) = record.index {
+            if let Some(place) = self.tables.endpoints.get_mut(index) {
+                *place = EndpointEntry::FREE;
+            }
+            self.endpoint_names[index as usize] = None;
+            self.local_endpoints -= 1;
+            if let Some(binding) = record.binding {
+                self.clear_port(binding.port);
+            }
+        }
+        if let Attachment::Remote { peer } = &record.object.attachment
+            && let Some(peer) = self.peers.get_mut(peer)
+        {
+            peer.endpoints -= 1;
+        }
+        Some(record)
+    }
+
+    pub(super) fn remove_endpoint(&mut self, name: &str) -> Vec<Effect> {
+        match self.take_out(name) {
+            Some(record) if record.index.is_some() => {
+                vec![Effect::EndpointRemoved(name.to_owned())]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Tells where a local endpoint is attached; none: nowhere any more.
+    pub fn bind_endpoint(&mut self, name: &str, binding: Option<Binding>) {
+        let Some(record) = self.endpoints.get_mut(name) else { return };
+        let Some(index) = record.index else { return };
+        let old = std::mem::replace(&mut record.binding, binding);
+        if let Some(place) = self.tables.endpoints.get_mut(index) {
+            place.port = binding.map(|binding| binding.port);
+            if let Some(binding) = binding {
+                place.mac = binding.mac;
+                place.mtu = binding.mtu;
+                place.worker = binding.worker;
+            }
+        }
+        if let Some(old) = old {
+            self.clear_port(old.port);
+        }
+        if let Some(binding) = binding {
+            self.set_port(binding.port, Origin::Endpoint, binding.worker, index);
+        }
+    }
+
+    /// A local or remote endpoint.
+    #[must_use]
+    pub fn endpoint(&self, name: &str) -> Option<(&Endpoint, Option<Binding>)> {
+        self.endpoints.get(name).map(|record| (&record.object, record.binding))
+    }
+
+    /// Names of the local endpoints.
+    pub fn local_names(&self) -> impl Iterator<Item = String> + '_ {
+        self.endpoint_names.iter().flatten().cloned()
+    }
+
+    /// Local and remote endpoints.
+    #[must_use]
+    pub fn endpoint_counts(&self) -> (usize, usize) {
+        (self.local_endpoints, self.endpoints.len() - self.local_endpoints)
+    }
+}

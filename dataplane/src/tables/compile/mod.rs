@@ -1,0 +1,356 @@
+//! Objects -> tables: the only code that does so.
+//!
+//! The compiler holds the installed objects and the tables made of them. A change touches the
+//! entries that depend on it and nothing else. A list of changes is applied as a whole or not at
+//! all: what was done before a refusal is undone.
+
+mod endpoint;
+mod peer;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use overlane_api::protocol::{ApiError, ErrorCode};
+use overlane_api::{Change, Endpoint, Mode, Node, Object, ObjectKey, Peer, WorkerId};
+
+use super::Snapshot;
+use super::endpoints::{EndpointEntry, PortEntry};
+use super::node::{HostBinding, NodeEntry, UplinkBinding};
+use super::peers::Adjacency;
+use crate::packet::meta::{Origin, Route, Target};
+use crate::packet::verdict::PortId;
+
+/// What the rest of the process has to do because of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// The node was described, or described anew.
+    Node,
+    /// A peer was added or changed: look up its next hop.
+    PeerSet(String),
+    /// A peer was removed.
+    PeerRemoved(Peer),
+    /// A local endpoint was added or changed: attach its interface.
+    EndpointSet(String),
+    /// A local endpoint was removed: detach its interface.
+    EndpointRemoved(String),
+}
+
+/// What is known of a local endpoint's attachment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// Its port.
+    pub port: PortId,
+    /// Its home worker.
+    pub worker: WorkerId,
+    /// Its MAC.
+    pub mac: overlane_api::MacAddr,
+    /// MTU of its interface, bytes.
+    pub mtu: u16,
+}
+
+#[derive(Debug)]
+struct PeerRecord {
+    object: Peer,
+    index: u32,
+    adjacency: Option<Adjacency>,
+    /// Largest packet on the way there, if it was learned to be less than the underlay's.
+    path_mtu: Option<u16>,
+    /// Remote endpoints that are there.
+    endpoints: usize,
+}
+
+#[derive(Debug)]
+struct EndpointRecord {
+    object: Endpoint,
+    /// Index of a local endpoint.
+    index: Option<u32>,
+    binding: Option<Binding>,
+}
+
+/// Objects and the tables made of them.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    workers: usize,
+    node: Option<Node>,
+    peers: HashMap<String, PeerRecord>,
+    peer_names: Vec<Option<String>>,
+    endpoints: HashMap<String, EndpointRecord>,
+    endpoint_names: Vec<Option<String>>,
+    local_endpoints: usize,
+    uplink: UplinkBinding,
+    host: Option<HostBinding>,
+    next_hops: HashMap<IpAddr, u32>,
+    tables: Snapshot,
+}
+
+impl Compiler {
+    /// No objects, for a process of `workers` workers.
+    #[must_use]
+    pub fn new(workers: usize) -> Self {
+        Self { workers, ..Self::default() }
+    }
+
+    /// Applies `changes` in order, all or none.
+    ///
+    /// # Errors
+    /// Says which change is refused and why; nothing is changed then.
+    pub fn apply(&mut self, changes: Vec<Change>) -> Result<Vec<Effect>, ApiError> {
+        let mut effects = Vec::new();
+        let mut undo = Vec::new();
+        for change in changes {
+            let key = match &change {
+                Change::Set(object) => object.key(),
+                Change::Remove(key) => key.clone(),
+            };
+            let before = match self.object(&key) {
+                Some(object) => Change::Set(object),
+                None => Change::Remove(key),
+            };
+            match self.change(change) {
+                Ok(more) => {
+                    effects.extend(more);
+                    undo.push(before);
+                }
+                Err(error) => {
+                    for step in undo.into_iter().rev() {
+                        // Each step restores a state that was accepted before.
+                        let undone = self.change(step);
+                        debug_assert!(undone.is_ok());
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(effects)
+    }
+
+    fn change(&mut self, change: Change) -> Result<Vec<Effect>, ApiError> {
+        match change {
+            Change::Set(object) if self.object(&object.key()).as_ref() == Some(&object) => {
+                Ok(Vec::new())
+            }
+            Change::Set(Object::Node(node)) => self.set_node(node),
+            Change::Set(Object::Peer(peer)) => self.set_peer(peer),
+            Change::Set(Object::Endpoint(endpoint)) => self.set_endpoint(endpoint),
+            Change::Remove(ObjectKey::Node) => self.remove_node(),
+            Change::Remove(ObjectKey::Peer(name)) => self.remove_peer(&name),
+            Change::Remove(ObjectKey::Endpoint(name)) => Ok(self.remove_endpoint(&name)),
+        }
+    }
+
+    /// The installed object of that key.
+    #[must_use]
+    pub fn object(&self, key: &ObjectKey) -> Option<Object> {
+        match key {
+            ObjectKey::Node => self.node.clone().map(Object::Node),
+            ObjectKey::Peer(name) => self.peers.get(name).map(|r| Object::Peer(r.object.clone())),
+            ObjectKey::Endpoint(name) => {
+                self.endpoints.get(name).map(|r| Object::Endpoint(r.object.clone()))
+            }
+        }
+    }
+
+    /// Keys and digests of everything installed.
+    #[must_use]
+    pub fn installed(&self) -> Vec<(ObjectKey, u64)> {
+        let keys = self.node.iter().map(|_| ObjectKey::Node);
+        let keys = keys.chain(self.peers.keys().cloned().map(ObjectKey::Peer));
+        let keys = keys.chain(self.endpoints.keys().cloned().map(ObjectKey::Endpoint));
+        keys.filter_map(|key| self.object(&key).map(|object| (key, object.digest()))).collect()
+    }
+
+    /// The tables as they are now; cheap.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.tables.clone()
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    fn set_node(&mut self, node: Node) -> Result<Vec<Effect>, ApiError> {
+        for address in &node.addresses {
+            let old = self.tables.routes.host(*address);
+            if old.is_some() && old.target() != Target::Host {
+                return Err(ApiError::new(
+                    ErrorCode::Refused,
+                    format!("address {address} belongs to {} already", self.owner(old)),
+                )
+                .at(format!("node {}: addresses", node.name))
+                .hint("no two nodes or pods may share an address"));
+            }
+        }
+        self.unroute_node();
+        self.node = Some(node);
+        self.route_node();
+        self.rebuild_node();
+        self.rebuild_peers();
+        let mut effects = vec![Effect::Node];
+        // The next hops and the attachments may depend on the uplink, the mode and the MTU.
+        effects.extend(self.peers.keys().cloned().map(Effect::PeerSet));
+        effects.extend(self.local_names().map(Effect::EndpointSet));
+        Ok(effects)
+    }
+
+    fn remove_node(&mut self) -> Result<Vec<Effect>, ApiError> {
+        if !self.peers.is_empty() || !self.endpoints.is_empty() {
+            return Err(ApiError::new(
+                ErrorCode::Refused,
+                format!(
+                    "the node still has {} peers and {} endpoints",
+                    self.peers.len(),
+                    self.endpoints.len()
+                ),
+            )
+            .at("node")
+            .hint("remove them first"));
+        }
+        self.unroute_node();
+        self.node = None;
+        self.rebuild_node();
+        Ok(vec![Effect::Node])
+    }
+
+    fn unroute_node(&mut self) {
+        let Some(node) = &self.node else { return };
+        for address in node.addresses.iter().chain(&node.gateway_addresses) {
+            self.tables.routes.set_host(*address, Route(0));
+        }
+        if node.mode == Mode::Flat {
+            for prefix in everything() {
+                self.tables.routes.set_prefix(prefix, Route(0));
+            }
+        }
+    }
+
+    fn route_node(&mut self) {
+        let Some(node) = &self.node else { return };
+        for address in &node.addresses {
+            self.tables.routes.set_host(*address, Route::new(Target::Host));
+        }
+        for address in &node.gateway_addresses {
+            self.tables.routes.set_host(*address, Route::new(Target::Gateway));
+        }
+        if node.mode == Mode::Flat {
+            for prefix in everything() {
+                self.tables.routes.set_prefix(prefix, Route::new(Target::UnderlayUnknown));
+            }
+        }
+    }
+
+    fn rebuild_node(&mut self) {
+        let mut entry = self.node.as_ref().map(NodeEntry::new).unwrap_or_default();
+        entry.host = self.host;
+        entry.uplink_mac = self.uplink.mac;
+        entry.uplinks = NodeEntry::spread_uplinks(&self.uplink, self.workers);
+        if self.node.is_some() && !self.uses(Mode::Geneve) {
+            entry.geneve_port = 0;
+        }
+        if self.node.is_some() && !self.uses(Mode::Vxlan) {
+            entry.vxlan_port = 0;
+        }
+        self.tables.node = Arc::new(entry);
+    }
+
+    /// Is `mode` the node's or any peer's?
+    #[must_use]
+    pub fn uses(&self, mode: Mode) -> bool {
+        self.node.as_ref().is_some_and(|node| node.mode == mode)
+            || self.peers.values().any(|record| record.object.mode == mode)
+    }
+
+    /// Tells where the host port is.
+    pub fn bind_host(&mut self, host: Option<HostBinding>) {
+        if let Some(old) = self.host.take() {
+            self.clear_port(old.port);
+        }
+        if let Some(new) = &host {
+            self.set_port(new.port, Origin::Host, new.worker, 0);
+        }
+        self.host = host;
+        self.rebuild_node();
+    }
+
+    /// Tells where the uplink's queues are.
+    pub fn bind_uplink(&mut self, uplink: UplinkBinding) {
+        for (_, port) in std::mem::take(&mut self.uplink.ports) {
+            self.clear_port(port);
+        }
+        for (worker, port) in &uplink.ports {
+            self.set_port(*port, Origin::Uplink, *worker, 0);
+        }
+        self.uplink = uplink;
+        self.rebuild_node();
+    }
+
+    /// The uplink's queues.
+    #[must_use]
+    pub fn uplink(&self) -> &UplinkBinding {
+        &self.uplink
+    }
+
+    fn set_port(&mut self, port: PortId, origin: Origin, worker: WorkerId, endpoint: u32) {
+        let entry = PortEntry { origin, worker, endpoint };
+        while self.tables.ports.len() <= port.index() {
+            self.tables.ports.push(Self::NO_PORT);
+        }
+        if let Some(place) = self.tables.ports.get_mut(u32::from(port.0)) {
+            *place = entry;
+        }
+    }
+
+    fn clear_port(&mut self, port: PortId) {
+        if let Some(place) = self.tables.ports.get_mut(u32::from(port.0)) {
+            *place = Self::NO_PORT;
+        }
+    }
+
+    /// An unused port number: an endpoint's port whose endpoint does not exist.
+    const NO_PORT: PortEntry =
+        PortEntry { origin: Origin::Endpoint, worker: WorkerId(0), endpoint: u32::MAX };
+
+    /// Who has `route`, for messages.
+    fn owner(&self, route: Route) -> String {
+        let name = |names: &[Option<String>], index: u32, kind: &str| {
+            let name = names.get(index as usize).and_then(Option::as_deref).unwrap_or("unknown");
+            format!("{kind} {name}")
+        };
+        match route.target() {
+            Target::Endpoint(index) => name(&self.endpoint_names, index, "endpoint"),
+            Target::Peer(index) => name(&self.peer_names, index, "an endpoint of node or node"),
+            Target::Host => "this node".into(),
+            Target::Gateway => "the pods' gateway".into(),
+            _ => "nobody".into(),
+        }
+    }
+}
+
+/// 0.0.0.0/0 and ::/0.
+fn everything() -> [ipnet::IpNet; 2] {
+    [ipnet::IpNet::V4(ipnet::Ipv4Net::default()), ipnet::IpNet::V6(ipnet::Ipv6Net::default())]
+}
+
+/// A place in `names` for `name`: a free one, or one more.
+fn claim(names: &mut Vec<Option<String>>, name: &str) -> u32 {
+    let index = names.iter().position(Option::is_none).unwrap_or(names.len());
+    if index == names.len() {
+        names.push(None);
+    }
+    names[index] = Some(name.to_owned());
+    u32::try_from(index).unwrap_or(Route::MAX_INDEX)
+}
+
+impl Compiler {
+    /// A place in the endpoint table.
+    fn claim_endpoint(&mut self, name: &str) -> u32 {
+        let index = claim(&mut self.endpoint_names, name);
+        if index as usize == self.tables.endpoints.len() {
+            self.tables.endpoints.push(EndpointEntry::FREE);
+        }
+        index
+    }
+}

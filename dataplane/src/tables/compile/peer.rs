@@ -1,0 +1,280 @@
+//! Peers: pod ranges and node addresses as routes, underlay addresses as permitted sources, and
+//! the headers in front of what they are sent. Next hops of flat mode.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use overlane_api::protocol::{ApiError, ErrorCode};
+use overlane_api::{Attachment, Mode, Peer};
+
+use super::{Compiler, Effect, PeerRecord, claim};
+use crate::packet::meta::{Route, Target};
+use crate::tables::peers::{Adjacency, PeerEntry};
+
+/// Next hops that flat mode keeps at once.
+const MAX_NEXT_HOPS: usize = 4096;
+
+impl Compiler {
+    pub(super) fn set_peer(&mut self, peer: Peer) -> Result<Vec<Effect>, ApiError> {
+        self.check_peer(&peer)?;
+        let name = peer.name.clone();
+        if let Some(record) = self.peers.get(&name) {
+            let index = record.index;
+            let moved = record.object.mode != peer.mode;
+            self.unroute_peer(&name);
+            if let Some(record) = self.peers.get_mut(&name) {
+                if record.object.addresses != peer.addresses || moved {
+                    record.adjacency = None;
+                    record.path_mtu = None;
+                }
+                record.object = peer;
+            }
+            if moved {
+                self.reroute_endpoints(&name, index);
+            }
+        } else {
+            let index = claim(&mut self.peer_names, &name);
+            if index as usize == self.tables.peers.len() {
+                self.tables.peers.push(PeerEntry::free());
+            }
+            let record =
+                PeerRecord { object: peer, index, adjacency: None, path_mtu: None, endpoints: 0 };
+            self.peers.insert(name.clone(), record);
+        }
+        self.route_peer(&name);
+        self.rebuild_peer(&name);
+        self.rebuild_node();
+        Ok(vec![Effect::PeerSet(name)])
+    }
+
+    fn check_peer(&self, peer: &Peer) -> Result<(), ApiError> {
+        let refuse = |what: String, field: &str, hint: &str| {
+            Err(ApiError::new(ErrorCode::Refused, what)
+                .at(format!("peer {}: {field}", peer.name))
+                .hint(hint))
+        };
+        if peer.addresses.is_empty() {
+            return refuse("it has no address".into(), "addresses", "give the node's InternalIP");
+        }
+        let own = self.peers.get(&peer.name).map(|record| record.index);
+        let taken = |route: Route| match route.target() {
+            Target::Peer(index) => Some(index) != own,
+            Target::None | Target::Underlay(_) | Target::UnderlayUnknown => false,
+            _ => true,
+        };
+        for address in &peer.addresses {
+            let route = self.tables.routes.host(*address);
+            if taken(route) {
+                let what = format!("address {address} belongs to {} already", self.owner(route));
+                return refuse(what, "addresses", "no two nodes or pods may share an address");
+            }
+        }
+        for cidr in &peer.pod_cidrs {
+            let other = self.overlapping(*cidr, &peer.name);
+            if let Some((other, theirs)) = other {
+                let what = format!("pod range {cidr} overlaps {theirs} of node {other}");
+                return refuse(what, "podCIDRs", "give every node a range of its own");
+            }
+        }
+        let node_mode = self.node.as_ref().map(|node| node.mode);
+        if peer.mode == Mode::Flat && node_mode.is_some_and(|mode| mode != Mode::Flat) {
+            let what = "its mode is flat, this node's is not".to_owned();
+            return refuse(what, "mode", "use native, or make the whole cluster flat");
+        }
+        Ok(())
+    }
+
+    /// The node, this one or a peer other than `except`, that has a range overlapping `cidr`.
+    fn overlapping(&self, cidr: IpNet, except: &str) -> Option<(String, IpNet)> {
+        let overlaps = |other: &IpNet| other.contains(&cidr) || cidr.contains(other);
+        if let Some(node) = &self.node
+            && let Some(other) = node.pod_cidrs.iter().find(|other| overlaps(other))
+        {
+            return Some((node.name.clone(), *other));
+        }
+        // The tables know the usual case, the same range twice, without a search.
+        self.peers.values().filter(|record| record.object.name != except).find_map(|record| {
+            let other = record.object.pod_cidrs.iter().find(|other| overlaps(other))?;
+            Some((record.object.name.clone(), *other))
+        })
+    }
+
+    fn route_peer(&mut self, name: &str) {
+        let Some(record) = self.peers.get(name) else { return };
+        let (peer, index) = (&record.object, record.index);
+        for address in &peer.addresses {
+            match address {
+                IpAddr::V4(v4) => self.tables.peers_v4.set(v4.to_bits(), index + 1),
+                IpAddr::V6(v6) => self.tables.peers_v6.set(v6.to_bits(), index + 1),
+            };
+        }
+        if peer.mode == Mode::Flat {
+            return;
+        }
+        let route = Route::new(Target::Peer(index));
+        for address in &peer.addresses {
+            self.tables.routes.set_host(*address, route);
+        }
+        for cidr in &peer.pod_cidrs {
+            self.tables.routes.set_prefix(*cidr, route);
+        }
+    }
+
+    fn unroute_peer(&mut self, name: &str) {
+        let Some(record) = self.peers.get(name) else { return };
+        for address in &record.object.addresses {
+            match address {
+                IpAddr::V4(v4) => self.tables.peers_v4.set(v4.to_bits(), 0),
+                IpAddr::V6(v6) => self.tables.peers_v6.set(v6.to_bits(), 0),
+            };
+        }
+        if record.object.mode == Mode::Flat {
+            return;
+        }
+        for address in &record.object.addresses {
+            self.tables.routes.set_host(*address, Route(0));
+        }
+        for cidr in &record.object.pod_cidrs {
+            self.tables.routes.set_prefix(*cidr, Route(0));
+        }
+    }
+
+    /// Gives the remote endpoints of a peer whose mode changed their new routes.
+    fn reroute_endpoints(&mut self, name: &str, index: u32) {
+        let Some(mode) = self.peers.get(name).map(|record| record.object.mode) else { return };
+        let route = Self::remote_route(mode, index);
+        for record in self.endpoints.values() {
+            if matches!(&record.object.attachment, Attachment::Remote { peer } if peer == name) {
+                for address in &record.object.addresses {
+                    self.tables.routes.set_host(*address, route);
+                }
+            }
+        }
+    }
+
+    pub(super) fn remove_peer(&mut self, name: &str) -> Result<Vec<Effect>, ApiError> {
+        let Some(record) = self.peers.get(name) else { return Ok(Vec::new()) };
+        if record.endpoints > 0 {
+            return Err(ApiError::new(
+                ErrorCode::Refused,
+                format!("{} endpoints are still there", record.endpoints),
+            )
+            .at(format!("peer {name}"))
+            .hint("remove or move them first"));
+        }
+        self.unroute_peer(name);
+        let Some(record) = self.peers.remove(name) else { return Ok(Vec::new()) };
+        if let Some(place) = self.tables.peers.get_mut(record.index) {
+            *place = PeerEntry::free();
+        }
+        self.peer_names[record.index as usize] = None;
+        self.rebuild_node();
+        Ok(vec![Effect::PeerRemoved(record.object)])
+    }
+
+    fn rebuild_peer(&mut self, name: &str) {
+        let (Some(node), Some(record)) = (&self.node, self.peers.get(name)) else { return };
+        let path_mtu = record.path_mtu.unwrap_or(node.underlay_mtu).min(node.underlay_mtu);
+        let entry = PeerEntry::new(node, &record.object, record.adjacency, path_mtu);
+        if let Some(place) = self.tables.peers.get_mut(record.index) {
+            *place = entry;
+        }
+    }
+
+    pub(super) fn rebuild_peers(&mut self) {
+        let names: Vec<String> = self.peers.keys().cloned().collect();
+        for name in names {
+            self.rebuild_peer(&name);
+        }
+    }
+
+    /// Tells the MACs towards a peer's next hop; none: not resolved.
+    pub fn set_adjacency(&mut self, name: &str, adjacency: Option<Adjacency>) {
+        let Some(record) = self.peers.get_mut(name) else { return };
+        if record.adjacency != adjacency {
+            record.adjacency = adjacency;
+            self.rebuild_peer(name);
+        }
+    }
+
+    /// Tells the largest packet, bytes, on the way to a peer; none: the underlay's MTU.
+    pub fn set_path_mtu(&mut self, name: &str, path_mtu: Option<u16>) {
+        let Some(record) = self.peers.get_mut(name) else { return };
+        if record.path_mtu != path_mtu {
+            record.path_mtu = path_mtu;
+            self.rebuild_peer(name);
+        }
+    }
+
+    /// The peers: the object, the MACs towards its next hop and its table entry.
+    pub fn peers(&self) -> impl Iterator<Item = (&Peer, Option<Adjacency>, Option<&PeerEntry>)> {
+        self.peers.values().map(|record| {
+            (&record.object, record.adjacency, self.tables.peers.get(record.index))
+        })
+    }
+
+    /// A peer by its name.
+    #[must_use]
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.get(name).map(|record| &record.object)
+    }
+
+    /// The peer that has an underlay address.
+    #[must_use]
+    pub fn peer_at(&self, address: IpAddr) -> Option<&Peer> {
+        let index = match address {
+            IpAddr::V4(v4) => self.tables.peers_v4.get(v4.to_bits()),
+            IpAddr::V6(v6) => self.tables.peers_v6.get(v6.to_bits()),
+        };
+        let name = self.peer_names.get(index.checked_sub(1)? as usize)?.as_ref()?;
+        self.peer(name)
+    }
+
+    /// Peers installed.
+    #[must_use]
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Flat mode: tells the MACs towards `destination`'s next hop. It becomes a host route of
+    /// its own. None, or no room: there is none any more.
+    pub fn set_next_hop(&mut self, destination: IpAddr, adjacency: Option<Adjacency>) {
+        let taken = self.tables.routes.host(destination);
+        if taken.is_some() && !matches!(taken.target(), Target::Underlay(_)) {
+            return;
+        }
+        let Some(adjacency) = adjacency else {
+            self.forget_next_hop(destination);
+            return;
+        };
+        let known = self.next_hops.get(&destination).copied();
+        let index = match known {
+            Some(index) => index,
+            None if self.next_hops.len() >= MAX_NEXT_HOPS => return,
+            None => self.free_next_hop(),
+        };
+        if let Some(place) = self.tables.next_hops.get_mut(index) {
+            *place = Some(adjacency);
+        }
+        self.next_hops.insert(destination, index);
+        self.tables.routes.set_host(destination, Route::new(Target::Underlay(index)));
+    }
+
+    fn free_next_hop(&mut self) -> u32 {
+        let free = self.tables.next_hops.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.tables.next_hops.len());
+        if index == self.tables.next_hops.len() {
+            self.tables.next_hops.push(None);
+        }
+        u32::try_from(index).unwrap_or(Route::MAX_INDEX)
+    }
+
+    pub(super) fn forget_next_hop(&mut self, destination: IpAddr) {
+        if let Some(index) = self.next_hops.remove(&destination) {
+            if let Some(place) = self.tables.next_hops.get_mut(index) {
+                *place = None;
+            }
+            self.tables.routes.set_host(destination, Route(0));
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! L2: what all workers share: compiled from the desired state, immutable, published as one
+//! snapshot.
+
+pub mod compile;
+pub mod endpoints;
+pub mod hash;
+pub mod node;
+pub mod paged;
+pub mod peers;
+pub mod publish;
+pub mod routes;
+
+use std::sync::Arc;
+
+use self::endpoints::{EndpointEntry, PortEntry};
+use self::hash::Map;
+use self::node::NodeEntry;
+use self::paged::Paged;
+use self::peers::{Adjacency, PeerEntry};
+use self::routes::RouteTables;
+
+/// All tables, of one generation.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Counts up with every publication; 0: nothing was published.
+    pub generation: u64,
+    /// This node.
+    pub node: Arc<NodeEntry>,
+    /// Destination address -> what has it.
+    pub routes: RouteTables,
+    /// Local endpoints.
+    pub endpoints: Paged<EndpointEntry>,
+    /// Ports by number.
+    pub ports: Paged<PortEntry>,
+    /// Other nodes.
+    pub peers: Paged<PeerEntry>,
+    /// Outer IPv4 source address, host order -> index of the peer plus 1.
+    pub peers_v4: Map<u32>,
+    /// Outer IPv6 source address, host order -> index of the peer plus 1.
+    pub peers_v6: Map<u128>,
+    /// Next hops of flat mode.
+    pub next_hops: Paged<Option<Adjacency>>,
+}
+
+impl Snapshot {
+    /// Bytes of memory, pages that versions share counted once.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.routes.bytes()
+            + self.peers_v4.bytes()
+            + self.peers_v6.bytes()
+            + self.endpoints.len() * std::mem::size_of::<EndpointEntry>()
+            + self.peers.len() * std::mem::size_of::<PeerEntry>()
+    }
+}

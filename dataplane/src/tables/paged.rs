@@ -1,0 +1,85 @@
+//! A vector whose versions share what they have in common: pages of 32 elements.
+
+use std::sync::Arc;
+
+const PAGE: usize = 32;
+
+/// A vector that is cheap to clone and cheap to change in one place.
+#[derive(Debug, Clone)]
+pub struct Paged<T> {
+    pages: Arc<Vec<Arc<Vec<T>>>>,
+    len: usize,
+}
+
+impl<T: Clone> Default for Paged<T> {
+    fn default() -> Self {
+        Self { pages: Arc::new(Vec::new()), len: 0 }
+    }
+}
+
+impl<T: Clone> Paged<T> {
+    /// Elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Has it no element?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The element at `index`.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, index: u32) -> Option<&T> {
+        self.pages.get(index as usize / PAGE)?.get(index as usize % PAGE)
+    }
+
+    /// The element at `index`, to be changed; its page is copied if another version has it.
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        if index as usize >= self.len {
+            return None;
+        }
+        let page = Arc::make_mut(&mut self.pages).get_mut(index as usize / PAGE)?;
+        Arc::make_mut(page).get_mut(index as usize % PAGE)
+    }
+
+    /// Appends an element.
+    pub fn push(&mut self, element: T) {
+        let pages = Arc::make_mut(&mut self.pages);
+        if self.len.is_multiple_of(PAGE) {
+            pages.push(Arc::new(Vec::with_capacity(PAGE)));
+        }
+        if let Some(page) = pages.last_mut() {
+            Arc::make_mut(page).push(element);
+            self.len += 1;
+        }
+    }
+
+    /// All elements in order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.pages.iter().flat_map(|page| page.iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_version_keeps_its_elements() {
+        let mut new = Paged::default();
+        for n in 0..100 {
+            new.push(n);
+        }
+        let old = new.clone();
+        *new.get_mut(70).unwrap() = 1000;
+        new.push(100);
+        assert_eq!((old.get(70), new.get(70)), (Some(&70), Some(&1000)));
+        assert_eq!((old.len(), new.len(), old.get(100), new.get(100)), (100, 101, None, Some(&100)));
+        assert_eq!(old.iter().copied().collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
+        assert!(new.get_mut(101).is_none());
+    }
+}

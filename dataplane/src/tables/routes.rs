@@ -1,0 +1,242 @@
+//! Destination address -> what has it.
+//!
+//! Endpoints and nodes are single addresses, in one hash table; pod ranges are prefixes, in one
+//! hash table per prefix length that occurs (a cluster has one or two), tried longest first.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use super::hash::{Key, Map};
+use crate::packet::meta::Route;
+
+/// Routes of one address family.
+#[derive(Debug, Clone, Default)]
+pub struct Routes<K: Key> {
+    hosts: Map<K>,
+    /// By prefix length, longest first: the mask and the networks.
+    prefixes: Vec<(u8, K, Map<K>)>,
+}
+
+/// An address as a key: bits, host order.
+pub trait Address: Key {
+    /// Bits of an address.
+    const BITS: u8;
+    /// The mask of a prefix length.
+    fn mask(len: u8) -> Self;
+    /// The address's network under `mask`.
+    #[must_use]
+    fn network(self, mask: Self) -> Self;
+}
+
+impl Address for u32 {
+    const BITS: u8 = 32;
+    fn mask(len: u8) -> Self {
+        Self::MAX.checked_shl(u32::from(32 - len.min(32))).unwrap_or(0)
+    }
+    #[inline]
+    fn network(self, mask: Self) -> Self {
+        self & mask
+    }
+}
+
+impl Address for u128 {
+    const BITS: u8 = 128;
+    fn mask(len: u8) -> Self {
+        Self::MAX.checked_shl(u32::from(128 - len.min(128))).unwrap_or(0)
+    }
+    #[inline]
+    fn network(self, mask: Self) -> Self {
+        self & mask
+    }
+}
+
+impl<K: Address> Routes<K> {
+    /// What has `address`, by longest prefix; [`Route`] of nothing when none does.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, address: K) -> Route {
+        let host = self.hosts.get(address);
+        if host != 0 {
+            return Route(host);
+        }
+        for (_, mask, networks) in &self.prefixes {
+            let value = networks.get(address.network(*mask));
+            if value != 0 {
+                return Route(value);
+            }
+        }
+        Route(0)
+    }
+
+    /// What has `address` itself, prefixes aside.
+    #[must_use]
+    pub fn host(&self, address: K) -> Route {
+        Route(self.hosts.get(address))
+    }
+
+    /// Brings the lines near that [`Routes::get`] reads.
+    #[inline]
+    pub fn prefetch(&self, address: K) {
+        self.hosts.prefetch(address);
+        for (_, mask, networks) in &self.prefixes {
+            networks.prefetch(address.network(*mask));
+        }
+    }
+
+    /// Sets what has `address/len`; the route of nothing removes it. Returns the former one.
+    pub fn set(&mut self, address: K, len: u8, route: Route) -> Route {
+        if len >= K::BITS {
+            return Route(self.hosts.set(address, route.0));
+        }
+        let mask = K::mask(len);
+        let place = self.prefixes.binary_search_by(|(other, _, _)| len.cmp(other));
+        match place {
+            Ok(at) => {
+                let (_, _, networks) = &mut self.prefixes[at];
+                let old = networks.set(address.network(mask), route.0);
+                if networks.is_empty() {
+                    self.prefixes.remove(at);
+                }
+                Route(old)
+            }
+            Err(at) => {
+                if route.is_some() {
+                    let mut networks = Map::default();
+                    networks.set(address.network(mask), route.0);
+                    self.prefixes.insert(at, (len, mask, networks));
+                }
+                Route(0)
+            }
+        }
+    }
+
+    /// Bytes of memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.hosts.bytes() + self.prefixes.iter().map(|(_, _, map)| map.bytes()).sum::<usize>()
+    }
+}
+
+/// Routes of both families.
+#[derive(Debug, Clone, Default)]
+pub struct RouteTables {
+    /// IPv4, keys in host order.
+    pub v4: Routes<u32>,
+    /// IPv6, keys in host order.
+    pub v6: Routes<u128>,
+}
+
+impl RouteTables {
+    /// Sets what has `address` alone. Returns the former route.
+    pub fn set_host(&mut self, address: IpAddr, route: Route) -> Route {
+        match address {
+            IpAddr::V4(address) => self.v4.set(address.to_bits(), 32, route),
+            IpAddr::V6(address) => self.v6.set(address.to_bits(), 128, route),
+        }
+    }
+
+    /// Sets what has `prefix`. Returns the former route.
+    pub fn set_prefix(&mut self, prefix: IpNet, route: Route) -> Route {
+        match prefix {
+            IpNet::V4(net) => self.v4.set(net.network().to_bits(), net.prefix_len(), route),
+            IpNet::V6(net) => self.v6.set(net.network().to_bits(), net.prefix_len(), route),
+        }
+    }
+
+    /// What has `address` itself, prefixes aside.
+    #[must_use]
+    pub fn host(&self, address: IpAddr) -> Route {
+        match address {
+            IpAddr::V4(address) => self.v4.host(address.to_bits()),
+            IpAddr::V6(address) => self.v6.host(address.to_bits()),
+        }
+    }
+
+    /// What has `address`.
+    #[must_use]
+    pub fn get(&self, address: IpAddr) -> Route {
+        match address {
+            IpAddr::V4(address) => self.get4(address),
+            IpAddr::V6(address) => self.get6(address),
+        }
+    }
+
+    /// What has `address`.
+    #[inline]
+    #[must_use]
+    pub fn get4(&self, address: Ipv4Addr) -> Route {
+        self.v4.get(address.to_bits())
+    }
+
+    /// What has `address`.
+    #[inline]
+    #[must_use]
+    pub fn get6(&self, address: Ipv6Addr) -> Route {
+        self.v6.get(address.to_bits())
+    }
+
+    /// Bytes of memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.v4.bytes() + self.v6.bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::meta::Target;
+    use proptest::prelude::*;
+
+    fn route(index: u32) -> Route {
+        Route::new(Target::Peer(index))
+    }
+
+    #[test]
+    fn the_longest_prefix_wins_and_removal_uncovers_the_shorter() {
+        let mut routes = RouteTables::default();
+        routes.set_prefix("10.244.0.0/16".parse().unwrap(), route(1));
+        routes.set_prefix("10.244.2.0/24".parse().unwrap(), route(2));
+        routes.set_host("10.244.2.10".parse().unwrap(), route(3));
+        let get = |routes: &RouteTables, a: &str| routes.get(a.parse().unwrap());
+        assert_eq!(get(&routes, "10.244.2.10"), route(3));
+        assert_eq!(get(&routes, "10.244.2.11"), route(2));
+        assert_eq!(get(&routes, "10.244.3.11"), route(1));
+        assert_eq!(get(&routes, "10.245.3.11"), Route(0));
+        assert_eq!(routes.set_host("10.244.2.10".parse().unwrap(), Route(0)), route(3));
+        assert_eq!(routes.set_prefix("10.244.2.0/24".parse().unwrap(), Route(0)), route(2));
+        assert_eq!(get(&routes, "10.244.2.10"), route(1));
+        routes.set_prefix("::/0".parse().unwrap(), route(9));
+        assert_eq!(get(&routes, "fd00::1"), route(9));
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_linear_search(
+            prefixes in prop::collection::vec((any::<u32>(), 0_u8..=32), 0..60),
+            probes in prop::collection::vec((any::<u32>(), 0_usize..60), 0..60),
+        ) {
+            let mut routes = Routes::<u32>::default();
+            let mut list: Vec<(u32, u8, Route)> = Vec::new();
+            for (number, (address, len)) in prefixes.iter().enumerate() {
+                let network = address & u32::mask(*len);
+                list.retain(|(n, l, _)| (*n, *l) != (network, *len));
+                list.push((network, *len, route(number as u32)));
+                routes.set(*address, *len, route(number as u32));
+            }
+            for (noise, near) in probes {
+                // Half of the probes lie near a prefix, or they would hardly ever hit.
+                let near = prefixes.get(near).map_or(noise, |(a, _)| a ^ (noise & 0xff));
+                for probe in [noise, near] {
+                    let expected = list
+                        .iter()
+                        .filter(|(n, l, _)| probe & u32::mask(*l) == *n)
+                        .max_by_key(|(_, l, _)| *l)
+                        .map_or(Route(0), |(_, _, r)| *r);
+                    prop_assert_eq!(routes.get(probe), expected);
+                }
+            }
+        }
+    }
+}
