@@ -91,18 +91,6 @@ impl MemoryPort {
         let staged = VecDeque::with_capacity(ring);
         (Self { rings, umem, staged, on_tx: 0, held: 0 }, wire)
     }
-
-    /// Gives all frames of the rings to `pool`.
-    pub fn close(mut self, pool: &mut FramePool) {
-        for frame in self.staged.drain(..) {
-            pool.give(frame);
-        }
-        for ring in [&self.rings.fill, &self.rings.rx, &self.rings.tx, &self.rings.completion] {
-            while let Some(frame) = ring.pop() {
-                pool.give(frame);
-            }
-        }
-    }
 }
 
 impl Port for MemoryPort {
@@ -170,7 +158,18 @@ impl Port for MemoryPort {
         }
     }
 
-    fn poll_fd(&self) -> Option<std::os::fd::RawFd> {
+    fn close(mut self, pool: &mut FramePool) {
+        for frame in self.staged.drain(..) {
+            pool.give(frame);
+        }
+        for ring in [&self.rings.fill, &self.rings.rx, &self.rings.tx, &self.rings.completion] {
+            while let Some(frame) = ring.pop() {
+                pool.give(frame);
+            }
+        }
+    }
+
+    fn poll_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         None
     }
 }
@@ -330,13 +329,6 @@ impl ReplayPort {
     pub fn sent(&self) -> (u64, u64) {
         (self.sent, self.sent_bytes)
     }
-
-    /// Gives all frames to `pool`.
-    pub fn close(mut self, pool: &mut FramePool) {
-        for frame in self.free.drain(..) {
-            pool.give(frame);
-        }
-    }
 }
 
 impl Port for ReplayPort {
@@ -398,7 +390,13 @@ impl Port for ReplayPort {
         KernelDrops::default()
     }
 
-    fn poll_fd(&self) -> Option<std::os::fd::RawFd> {
+    fn close(mut self, pool: &mut FramePool) {
+        for frame in self.free.drain(..) {
+            pool.give(frame);
+        }
+    }
+
+    fn poll_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         None
     }
 }

@@ -55,5 +55,10 @@ pub trait Port {
     fn kernel_drops(&self) -> KernelDrops;
 
     /// What to poll for readability while sleeping; none: this port cannot be slept on.
-    fn poll_fd(&self) -> Option<std::os::fd::RawFd>;
+    fn poll_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
+
+    /// Lets go of the device; all frames on the rings come back into `pool`.
+    fn close(self, pool: &mut FramePool)
+    where
+        Self: Sized;
 }

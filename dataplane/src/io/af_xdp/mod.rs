@@ -17,6 +17,7 @@
 #![allow(unsafe_code)]
 
 pub mod ethtool;
+mod fill_target;
 pub mod interface;
 mod netlink;
 pub mod offload;

@@ -10,12 +10,13 @@
 //! send.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use xsk_rs::umem::frame::FrameDesc;
 
+use super::fill_target::FillTarget;
 use super::outstanding::Outstanding;
 use super::plan::RingSizes;
 use super::socket::{self, BusyPoll, OpenError, Queues};
@@ -31,8 +32,6 @@ const MAX_KICKS: u32 = 64;
 const MAX_STALLS: u32 = 3;
 /// Frames that are put on the fill ring together, so that its index is not written for each.
 const FILL_BATCH: usize = 16;
-/// So many recycles without a burst and the fill target is halved.
-const IDLE_WINDOW: u32 = 1 << 14;
 
 /// Which queue to open, and how.
 #[derive(Debug, Clone)]
@@ -180,25 +179,14 @@ impl AfXdpPort {
     /// Frames that the port keeps ready for receiving at present.
     #[must_use]
     pub fn fill_target(&self) -> usize {
-        self.fill.target
-    }
-
-    /// Closes the queue and gives all its frames to `pool`; says how many did not come back.
-    ///
-    /// In copy mode that is none: closing waits for the kernel's receive path, and what is being
-    /// sent was copied. (Except on `virtio_net`, where a packet that was being sent may go out
-    /// with another one's bytes.) In zero-copy mode the device goes on using its frames until
-    /// the process ends, so they stay with it.
-    pub fn close(mut self, pool: &mut FramePool) -> usize {
-        self.release(pool);
-        self.outstanding.len()
+        self.fill.get()
     }
 
     fn release(&mut self, pool: &mut FramePool) {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
-        self.area.give_extra(std::mem::take(&mut self.fill.funded));
+        self.fill.close(&self.area.extra);
         if self.area.mode == BindMode::ZeroCopy {
             return;
         }
@@ -251,8 +239,8 @@ impl AfXdpPort {
     }
 
     fn top_up(&mut self, pool: &mut FramePool) {
-        let mut missing = self.fill.target.saturating_sub(self.on_fill);
-        if missing < FILL_BATCH.min(self.fill.target) {
+        let mut missing = self.fill.get().saturating_sub(self.on_fill);
+        if missing < FILL_BATCH.min(self.fill.get()) {
             return;
         }
         missing = missing.min(self.queues.fill.nb_free_exact() as usize);
@@ -337,7 +325,7 @@ impl Port for AfXdpPort {
         }
         let received = out.len() - before;
         self.on_fill -= received;
-        self.fill.found(received, self.area);
+        self.fill.found(received, &self.area.extra);
         received
     }
 
@@ -370,7 +358,7 @@ impl Port for AfXdpPort {
         self.sent_since_recycle = 0;
         self.complete(pool);
         self.top_up(pool);
-        self.fill.recycled(self.on_fill, self.area);
+        self.fill.recycled(self.on_fill, &self.area.extra);
     }
 
     fn umem(&self) -> UmemId {
@@ -395,89 +383,27 @@ impl Port for AfXdpPort {
         }
     }
 
-    fn poll_fd(&self) -> Option<RawFd> {
-        Some(self.queues.fd)
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the socket is open for as long as the port is borrowed.
+        Some(unsafe { BorrowedFd::borrow_raw(self.queues.fd) })
+    }
+
+    /// In copy mode all frames come back: closing waits for the kernel's receive path, and what
+    /// is being sent was copied. (Except on `virtio_net`, where a packet that was being sent may
+    /// go out with another one's bytes.) In zero-copy mode the device goes on using its frames
+    /// until the process ends, so they stay with it.
+    fn close(mut self, pool: &mut FramePool) {
+        self.release(pool);
     }
 }
 
 impl Drop for AfXdpPort {
-    /// Like [`AfXdpPort::close`], with the frames going to the UMEM's depot.
+    /// Like [`Port::close`], with the frames going to the UMEM's depot.
     fn drop(&mut self) {
         if !self.closed {
             let mut pool = FramePool::new(self.depot.clone(), 0);
             self.release(&mut pool);
             pool.drain();
-        }
-    }
-}
-
-/// How many free frames a port keeps on its fill ring.
-///
-/// Hundreds of idle pods must not hold all frames, and a busy one needs many: the target starts
-/// at the minimum, doubles when a receive finds much of it used at once, and is halved after a
-/// long time without. What is above the minimum is taken from the UMEM's budget. Frames that are
-/// on the ring cannot be taken back, so the budget is given back as they are used up.
-#[derive(Debug)]
-struct FillTarget {
-    target: usize,
-    min: usize,
-    max: usize,
-    /// Frames of the UMEM's budget that this port has.
-    funded: usize,
-    /// Most packets that one receive found in this window.
-    peak: usize,
-    /// Recycles in this window.
-    window: u32,
-}
-
-impl FillTarget {
-    fn new(min: u32, max: u32) -> Self {
-        let (min, max) = (min as usize, max as usize);
-        Self { target: min, min, max, funded: 0, peak: 0, window: 0 }
-    }
-
-    /// A receive that counts as a burst.
-    fn burst(&self) -> usize {
-        (self.target / 2).clamp(1, VECTOR)
-    }
-
-    /// A receive found `count` packets.
-    #[inline]
-    fn found(&mut self, count: usize, area: &Area) {
-        self.peak = self.peak.max(count);
-        if count >= self.burst() && self.target < self.max {
-            self.grow(area);
-        }
-    }
-
-    #[cold]
-    fn grow(&mut self, area: &Area) {
-        let target = (self.target * 2).min(self.max);
-        let missing = (target - self.min).saturating_sub(self.funded);
-        if area.take_extra(missing) {
-            self.funded += missing;
-            self.target = target;
-        }
-    }
-
-    #[inline]
-    fn recycled(&mut self, on_fill: usize, area: &Area) {
-        self.window += 1;
-        if self.window >= IDLE_WINDOW {
-            self.end_window(on_fill, area);
-        }
-    }
-
-    #[cold]
-    fn end_window(&mut self, on_fill: usize, area: &Area) {
-        if self.peak < self.burst() {
-            self.target = (self.target / 2).max(self.min);
-        }
-        (self.peak, self.window) = (0, 0);
-        let needed = self.target.max(on_fill).saturating_sub(self.min);
-        if needed < self.funded {
-            area.give_extra(self.funded - needed);
-            self.funded = needed;
         }
     }
 }

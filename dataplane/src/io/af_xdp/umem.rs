@@ -10,12 +10,12 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sched::{CloneFlags, unshare};
 use xsk_rs::config::{BindFlags, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::umem::frame::FrameDesc;
 
+use super::fill_target::FillBudget;
 use super::plan::RingSizes;
 use super::socket::{cause, power_of_two};
 use crate::packet::frame::{CHUNK, Frame, HEADROOM};
@@ -90,7 +90,7 @@ pub(super) struct Area {
     pub(super) fill_ring: u32,
     pub(super) completion_ring: u32,
     /// Frames that ports may still put on fill rings above their minimum.
-    extra: AtomicUsize,
+    pub(super) extra: FillBudget,
     pub(super) xsk: xsk_rs::Umem,
 }
 
@@ -128,18 +128,6 @@ impl Area {
         let bytes =
             unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(chunk * CHUNK), CHUNK) };
         Frame::new(bytes, self.id)
-    }
-
-    /// Takes `count` frames from the budget of busy ports, all or none.
-    pub(super) fn take_extra(&self, count: usize) -> bool {
-        self.extra
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(count))
-            .is_ok()
-    }
-
-    /// Gives `count` frames back to that budget.
-    pub(super) fn give_extra(&self, count: usize) {
-        self.extra.fetch_add(count, Ordering::Relaxed);
     }
 }
 
@@ -196,7 +184,7 @@ impl Umem {
             mode: options.mode,
             fill_ring: options.rings.fill,
             completion_ring: options.rings.completion,
-            extra: AtomicUsize::new(options.fill_extra as usize),
+            extra: FillBudget::new(options.fill_extra as usize),
             xsk,
         }));
         // SAFETY: the numbers are those of the chunks, each taken once, and nothing is on a ring

@@ -1,0 +1,162 @@
+//! How many frames wait for packets that may come.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::io::VECTOR;
+
+/// So many recycles without a burst and the fill target is halved.
+const IDLE_WINDOW: u32 = 1 << 14;
+
+/// Frames of one UMEM that its ports may hold above their minimum, all together.
+#[derive(Debug)]
+pub(super) struct FillBudget(AtomicUsize);
+
+impl FillBudget {
+    pub(super) fn new(frames: usize) -> Self {
+        Self(AtomicUsize::new(frames))
+    }
+
+    /// Takes `count` frames, all or none.
+    fn take(&self, count: usize) -> bool {
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(count))
+            .is_ok()
+    }
+
+    fn give(&self, count: usize) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// How many free frames a port keeps on its fill ring.
+///
+/// Hundreds of idle pods must not hold all frames, and a busy one needs many: the target starts
+/// at the minimum, doubles when a receive finds much of it used at once, and is halved after a
+/// long time without. What is above the minimum is taken from the UMEM's budget. Frames that are
+/// on the ring cannot be taken back, so the budget is given back as they are used up.
+#[derive(Debug)]
+pub(super) struct FillTarget {
+    target: usize,
+    min: usize,
+    max: usize,
+    /// Frames of the UMEM's budget that this port has.
+    funded: usize,
+    /// Most packets that one receive found in this window.
+    peak: usize,
+    /// Recycles in this window.
+    window: u32,
+}
+
+impl FillTarget {
+    /// Free frames that the port wants to hold for receiving.
+    #[inline]
+    pub(super) fn get(&self) -> usize {
+        self.target
+    }
+
+    /// Ends the port's part in the budget.
+    pub(super) fn close(&mut self, budget: &FillBudget) {
+        budget.give(std::mem::take(&mut self.funded));
+    }
+
+    pub(super) fn new(min: u32, max: u32) -> Self {
+        let (min, max) = (min as usize, max as usize);
+        Self { target: min, min, max, funded: 0, peak: 0, window: 0 }
+    }
+
+    /// A receive that counts as a burst.
+    fn burst(&self) -> usize {
+        (self.target / 2).clamp(1, VECTOR)
+    }
+
+    /// A receive found `count` packets.
+    #[inline]
+    pub(super) fn found(&mut self, count: usize, budget: &FillBudget) {
+        self.peak = self.peak.max(count);
+        if count >= self.burst() && self.target < self.max {
+            self.grow(budget);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, budget: &FillBudget) {
+        let target = (self.target * 2).min(self.max);
+        let missing = (target - self.min).saturating_sub(self.funded);
+        if budget.take(missing) {
+            self.funded += missing;
+            self.target = target;
+        }
+    }
+
+    #[inline]
+    pub(super) fn recycled(&mut self, on_fill: usize, budget: &FillBudget) {
+        self.window += 1;
+        if self.window >= IDLE_WINDOW {
+            self.end_window(on_fill, budget);
+        }
+    }
+
+    #[cold]
+    fn end_window(&mut self, on_fill: usize, budget: &FillBudget) {
+        if self.peak < self.burst() {
+            self.target = (self.target / 2).max(self.min);
+        }
+        (self.peak, self.window) = (0, 0);
+        let needed = self.target.max(on_fill).saturating_sub(self.min);
+        if needed < self.funded {
+            budget.give(self.funded - needed);
+            self.funded = needed;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(budget: &FillBudget) -> usize {
+        budget.0.load(Ordering::Relaxed)
+    }
+
+    fn idle(target: &mut FillTarget, on_fill: usize, budget: &FillBudget) {
+        (0..IDLE_WINDOW).for_each(|_| target.recycled(on_fill, budget));
+    }
+
+    #[test]
+    fn bursts_double_the_target_up_to_the_ring_or_the_budget() {
+        let budget = FillBudget::new(300);
+        let (mut one, mut other) = (FillTarget::new(32, 256), FillTarget::new(32, 1024));
+        one.found(15, &budget);
+        assert_eq!(one.get(), 32, "less than half is no burst");
+        for _ in 0..9 {
+            one.found(64, &budget);
+        }
+        assert_eq!((one.get(), left(&budget)), (256, 300 - 224));
+        other.found(16, &budget);
+        other.found(64, &budget);
+        assert_eq!((other.get(), left(&budget)), (64, 76 - 32), "128 are not to be had");
+        one.close(&budget);
+        other.close(&budget);
+        assert_eq!(left(&budget), 300);
+    }
+
+    #[test]
+    fn an_idle_port_shrinks_and_pays_back_what_left_its_ring() {
+        let budget = FillBudget::new(1000);
+        let mut target = FillTarget::new(32, 512);
+        for _ in 0..4 {
+            target.found(64, &budget);
+        }
+        assert_eq!((target.get(), left(&budget)), (512, 520));
+        idle(&mut target, 512, &budget);
+        assert_eq!(target.get(), 512, "the window had bursts");
+        for _ in 0..5 {
+            idle(&mut target, 512, &budget);
+        }
+        assert_eq!((target.get(), left(&budget)), (32, 520), "all frames are still on the ring");
+        idle(&mut target, 100, &budget);
+        assert_eq!(left(&budget), 1000 - 68);
+        idle(&mut target, 32, &budget);
+        assert_eq!(left(&budget), 1000);
+    }
+}
