@@ -18,4 +18,6 @@ pub mod packet;
 pub mod stages;
 pub mod stats;
 pub mod tables;
+pub mod testing;
 pub mod wire;
+pub mod worker;

@@ -107,7 +107,7 @@ drop_reasons! {
     TunnelEcnCeOnNotEct "tunnel_ecn_ce_on_not_ect" "Congestion was marked on a packet that cannot carry the mark (RFC 6040)."
         "None: it stands for a congestion drop.";
     NoRoute "no_route" "No endpoint, peer or route has the destination."
-        "Is the pod in the manifests? Does the address exist?";
+        "Look for the pod in the manifests; check that the address exists.";
     EndpointNotReady "endpoint_not_ready" "The destination pod's interface is not attached yet."
         "Look at overlane endpoint list.";
     TtlExpired "ttl_expired" "TTL or hop limit ran out here."

@@ -39,8 +39,8 @@ pub struct Context<'a> {
     pub notices: &'a mut Notices,
     /// Set by a step that met ARP or a link-local message.
     pub link_messages: &'a mut bool,
-    /// Unfinished checksums that were finished, by port index, since last taken.
-    pub finished_checksums: &'a mut u64,
+    /// Unfinished checksums that were finished, by number of the port they came from.
+    pub finished_checksums: &'a mut [u64],
 }
 
 /// Something for the slow thread to look at.

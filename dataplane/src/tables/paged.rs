@@ -78,7 +78,10 @@ mod tests {
         *new.get_mut(70).unwrap() = 1000;
         new.push(100);
         assert_eq!((old.get(70), new.get(70)), (Some(&70), Some(&1000)));
-        assert_eq!((old.len(), new.len(), old.get(100), new.get(100)), (100, 101, None, Some(&100)));
+        assert_eq!(
+            (old.len(), new.len(), old.get(100), new.get(100)),
+            (100, 101, None, Some(&100))
+        );
         assert_eq!(old.iter().copied().collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
         assert!(new.get_mut(101).is_none());
     }

@@ -5,13 +5,13 @@
 use overlane_api::Mode;
 
 use super::parse;
+use super::path_mtu;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin};
 use crate::packet::prefetch::prefetch;
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
-use super::path_mtu;
 use crate::stages::Context;
 use crate::tables::Snapshot;
 use crate::wire::ecn::{self, Decapsulated, Ecn};
@@ -154,7 +154,11 @@ fn plain(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(),
 }
 
 fn outer_reason(error: &ParseError) -> DropReason {
-    if matches!(error, ParseError::Truncated { .. }) { DropReason::OuterTruncated } else { DropReason::BadIpHeader }
+    if matches!(error, ParseError::Truncated { .. }) {
+        DropReason::OuterTruncated
+    } else {
+        DropReason::BadIpHeader
+    }
 }
 
 /// Checks the sender and the tunnel header, takes the outer headers off, parses what was inside.
@@ -229,7 +233,11 @@ fn check_udp(
 /// Checks a VXLAN header; says how long it is.
 fn vxlan(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
     let header = Vxlan::parse(datagram).map_err(|error| {
-        if matches!(error, ParseError::Truncated { .. }) { DropReason::OuterTruncated } else { DropReason::VxlanNoVniFlag }
+        if matches!(error, ParseError::Truncated { .. }) {
+            DropReason::OuterTruncated
+        } else {
+            DropReason::VxlanNoVniFlag
+        }
     })?;
     if tables.node.vxlan_strict && header.reserved_bits_set() {
         return Err(DropReason::VxlanReservedBits);

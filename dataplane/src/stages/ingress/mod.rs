@@ -11,5 +11,9 @@ use crate::wire::ParseError;
 
 /// What a malformed IP header of a pod's packet is counted as.
 pub(super) fn inside_reason(error: &ParseError) -> DropReason {
-    if matches!(error, ParseError::Truncated { .. }) { DropReason::FrameTruncated } else { DropReason::BadIpHeader }
+    if matches!(error, ParseError::Truncated { .. }) {
+        DropReason::FrameTruncated
+    } else {
+        DropReason::BadIpHeader
+    }
 }

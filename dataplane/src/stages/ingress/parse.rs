@@ -55,11 +55,7 @@ fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), 
 
 /// Reads an IPv4 packet and asks for its route's cache lines.
 #[inline]
-pub(super) fn parse_v4(
-    bytes: &[u8],
-    meta: &mut Meta,
-    tables: &Snapshot,
-) -> Result<(), DropReason> {
+pub(super) fn parse_v4(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
     let ip = Ipv4::parse(bytes).map_err(|error| super::inside_reason(&error))?;
     let destination = ip.destination_u32();
     tables.routes.v4.prefetch(destination);
@@ -90,11 +86,7 @@ pub(super) fn parse_v4(
 
 /// Reads an IPv6 packet and asks for its route's cache lines.
 #[inline]
-pub(super) fn parse_v6(
-    bytes: &[u8],
-    meta: &mut Meta,
-    tables: &Snapshot,
-) -> Result<(), DropReason> {
+pub(super) fn parse_v6(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
     let ip = Ipv6::parse(bytes).map_err(|error| super::inside_reason(&error))?;
     let (source, destination) = (ip.source_u128(), ip.destination_u128());
     tables.routes.v6.prefetch(destination);
@@ -127,9 +119,9 @@ pub(super) fn parse_v6(
 fn is_discovery(meta: &Meta, ip: &[u8]) -> bool {
     meta.protocol == protocol::ICMPV6
         && meta.l4 != 0
-        && ip.get(usize::from(meta.l4)).is_some_and(|kind| {
-            (icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT).contains(kind)
-        })
+        && ip
+            .get(usize::from(meta.l4))
+            .is_some_and(|kind| (icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT).contains(kind))
 }
 
 /// The ports of TCP and UDP as one number; 0 for anything else.
@@ -170,7 +162,9 @@ mod tests {
         for good in ["1.0.0.1", "10.244.1.10", "169.254.1.1", "223.255.255.255"] {
             assert!(of(good), "{good}");
         }
-        for bad in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255"] {
+        for bad in
+            ["0.0.0.0", "127.0.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1", "255.255.255.255"]
+        {
             assert!(!of(bad), "{bad}");
         }
     }

@@ -21,7 +21,9 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
             continue;
         }
         if finish_checksum(frame, meta) {
-            *cx.finished_checksums += 1;
+            if let Some(finished) = cx.finished_checksums.get_mut(meta.port.index()) {
+                *finished += 1;
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::packet::frame::Frame;
 
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
-use crate::wire::ethernet;
+use crate::wire::ethernet::{self, Ethernet};
 
 /// To the pod at `index`: its home worker delivers.
 #[inline]
@@ -24,20 +24,24 @@ pub(super) fn to_endpoint(frame: &mut Frame, index: u32, cx: &Context<'_>) -> Ve
 }
 
 /// To the node's own stack.
-pub(super) fn to_host(frame: &mut Frame, cx: &Context<'_>) -> Verdict {
+pub(super) fn to_host(cx: &Context<'_>) -> Verdict {
     let Some(host) = cx.tables.node.host else {
         return Verdict::Drop(DropReason::HostUnavailable);
     };
-    set_addresses(frame, host.mac, cx.tables.node.gateway_mac);
     Verdict::ToHost(host.port)
 }
 
+/// Addresses a frame to the host's end of the host port; the host's stack takes no other.
+pub(super) fn address_to_host(frame: &mut Frame, cx: &Context<'_>) {
+    let Some(host) = cx.tables.node.host else { return };
+    let is_group = Ethernet::parse(frame.bytes()).is_ok_and(|e| e.destination().is_group());
+    if !is_group {
+        set_addresses(frame, host.mac, cx.tables.node.gateway_mac);
+    }
+}
+
 /// Unencapsulated, to next hop `index` (flat mode).
-pub(super) fn to_next_hop(
-    frame: &mut Frame,
-    index: u32,
-    cx: &Context<'_>,
-) -> Verdict {
+pub(super) fn to_next_hop(frame: &mut Frame, index: u32, cx: &Context<'_>) -> Verdict {
     match cx.tables.next_hops.get(index) {
         Some(Some(adjacency)) => {
             set_addresses(frame, adjacency.destination, adjacency.source);

@@ -27,9 +27,7 @@ fn answer(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Option<()> {
     let ip = frame.bytes_mut().get_mut(ethernet::HEADER_LEN..)?;
     let l4 = usize::from(meta.l4);
     let (request, reply) = match meta.kind {
-        Kind::Ipv4 if meta.protocol == protocol::ICMP => {
-            (icmpv4::ECHO_REQUEST, icmpv4::ECHO_REPLY)
-        }
+        Kind::Ipv4 if meta.protocol == protocol::ICMP => (icmpv4::ECHO_REQUEST, icmpv4::ECHO_REPLY),
         Kind::Ipv6 if meta.protocol == protocol::ICMPV6 => {
             (icmpv6::ECHO_REQUEST, icmpv6::ECHO_REPLY)
         }

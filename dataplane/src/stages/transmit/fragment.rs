@@ -42,7 +42,8 @@ fn split(frame: &mut Frame, meta: &mut Meta, limit: usize, cx: &mut Context<'_>)
             tos: ip.tos(),
             total_len: ip.total_len(),
             identification: ip.identification(),
-            fragment: ip.fragment_offset() | if ip.more_fragments() { ipv4::MORE_FRAGMENTS } else { 0 },
+            fragment: ip.fragment_offset()
+                | if ip.more_fragments() { ipv4::MORE_FRAGMENTS } else { 0 },
             ttl: ip.ttl(),
             protocol: ip.protocol(),
             source: ip.source(),
@@ -52,7 +53,8 @@ fn split(frame: &mut Frame, meta: &mut Meta, limit: usize, cx: &mut Context<'_>)
     };
     // Offsets count in units of 8 bytes.
     let piece = limit.checked_sub(ipv4::MIN_HEADER_LEN)? & !7;
-    if piece == 0 || payload_len.div_ceil(piece) - 1 > crate::packet::vector::VECTOR - cx.made.len() {
+    if piece == 0 || payload_len.div_ceil(piece) - 1 > crate::packet::vector::VECTOR - cx.made.len()
+    {
         return None;
     }
     let already_made = cx.made.len();
@@ -71,7 +73,12 @@ fn split(frame: &mut Frame, meta: &mut Meta, limit: usize, cx: &mut Context<'_>)
         }
         at += len;
     }
-    write_header(frame, meta, Ipv4Header { fragment: header.fragment | ipv4::MORE_FRAGMENTS, ..header }, piece)
+    write_header(
+        frame,
+        meta,
+        Ipv4Header { fragment: header.fragment | ipv4::MORE_FRAGMENTS, ..header },
+        piece,
+    )
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -97,7 +104,12 @@ fn later_piece(
         let bytes = piece.bytes_mut();
         bytes.get_mut(PAYLOAD..)?.copy_from_slice(payload);
         bytes.get_mut(..ethernet::HEADER_LEN)?.copy_from_slice(frame.bytes().get(..14)?);
-        write_header(&mut piece, &mut piece_meta, Ipv4Header { fragment: offset | more, ..*header }, len)
+        write_header(
+            &mut piece,
+            &mut piece_meta,
+            Ipv4Header { fragment: offset | more, ..*header },
+            len,
+        )
     });
     if written.flatten().is_none() {
         cx.pool.give(piece);

@@ -22,7 +22,11 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
         if meta.is_pending() {
             step(frame, meta, cx);
         }
-        errors |= matches!(meta.verdict, Verdict::Drop(_));
+        match meta.verdict {
+            Verdict::Drop(_) => errors = true,
+            Verdict::ToHost(_) => deliver::address_to_host(frame, cx),
+            _ => {}
+        }
     }
     if errors {
         fragment::phase(vector, cx);
@@ -36,7 +40,7 @@ fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
     meta.verdict = match meta.route.target() {
         Target::Peer(index) => encap::step(frame, meta, index, cx),
         Target::Endpoint(index) => deliver::to_endpoint(frame, index, cx),
-        Target::Host => deliver::to_host(frame, cx),
+        Target::Host => deliver::to_host(cx),
         Target::Gateway => echo::step(frame, meta, cx),
         Target::Underlay(index) => deliver::to_next_hop(frame, index, cx),
         Target::None | Target::UnderlayUnknown => Verdict::Drop(DropReason::NoRoute),

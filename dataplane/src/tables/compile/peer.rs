@@ -208,9 +208,9 @@ impl Compiler {
 
     /// The peers: the object, the MACs towards its next hop and its table entry.
     pub fn peers(&self) -> impl Iterator<Item = (&Peer, Option<Adjacency>, Option<&PeerEntry>)> {
-        self.peers.values().map(|record| {
-            (&record.object, record.adjacency, self.tables.peers.get(record.index))
-        })
+        self.peers
+            .values()
+            .map(|record| (&record.object, record.adjacency, self.tables.peers.get(record.index)))
     }
 
     /// A peer by its name.

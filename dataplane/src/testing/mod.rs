@@ -1,0 +1,7 @@
+//! A whole node in memory, for tests, fuzzing and benchmarks: the compiler, the tables and the
+//! workers are the real ones; the ports are memory.
+
+pub mod node;
+pub mod objects;
+
+pub use node::{Bench, MemoryNode};

@@ -1,0 +1,348 @@
+//! The node in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use overlane_api::protocol::ApiError;
+use overlane_api::{Attachment, Change, MacAddr, Object, WorkerId};
+
+use crate::io::Port;
+use crate::io::memory::{MemoryPort, MemoryUmem, MemoryWire};
+use crate::packet::drop::DropReason;
+use crate::packet::meta::Origin;
+use crate::packet::pool::{Depot, UmemId};
+use crate::packet::verdict::PortId;
+use crate::stages::Notice;
+use crate::stats::counters::{Counters, Published};
+use crate::tables::compile::{Binding, Compiler, Effect};
+use crate::tables::node::{HostBinding, UplinkBinding};
+use crate::tables::peers::Adjacency;
+use crate::tables::publish::Publisher;
+use crate::worker::handoff::Lanes;
+use crate::worker::{Command, Parts, PortView, Worker};
+
+/// MAC of the in-memory uplink.
+pub const UPLINK_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x0a]);
+
+/// MAC of the underlay's next hop, whatever the destination.
+pub const NEXT_HOP_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x0f]);
+
+/// MAC of the host's end of the host port.
+pub const HOST_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x01]);
+
+/// Tables and workers, stepped by hand, over ports of any kind.
+#[derive(Debug)]
+pub struct Bench<P: Port> {
+    /// The desired state and its tables.
+    pub compiler: Compiler,
+    /// Where tables are published.
+    pub publisher: Publisher,
+    /// The workers.
+    pub workers: Vec<Worker<P>>,
+    /// All frames.
+    pub depot: Arc<Depot>,
+    /// What the workers told the slow thread.
+    pub notices: Receiver<Notice>,
+    commands: Vec<Sender<Command<P>>>,
+    next_port: u16,
+}
+
+impl<P: Port> Bench<P> {
+    /// `workers` workers without ports that share `chunks` frames.
+    ///
+    /// # Errors
+    /// The system has no file descriptor left.
+    pub fn new(workers: usize, chunks: usize) -> std::io::Result<Self> {
+        let depot = MemoryUmem::new(UmemId(0), chunks);
+        let publisher = Publisher::new(workers);
+        let (notice_sender, notices) = unbounded();
+        let mut commands = Vec::new();
+        let mut all = Vec::new();
+        for (number, lanes) in Lanes::between(workers)?.into_iter().enumerate() {
+            let (sender, receiver) = unbounded();
+            commands.push(sender);
+            all.push(Worker::new(Parts {
+                id: WorkerId(number as u8),
+                tables: publisher.subscribe(number),
+                depots: vec![depot.clone()],
+                lanes,
+                published: Published::new(),
+                commands: receiver,
+                notices: notice_sender.clone(),
+            }));
+        }
+        Ok(Self {
+            compiler: Compiler::new(workers),
+            publisher,
+            workers: all,
+            depot,
+            notices,
+            commands,
+            next_port: 0,
+        })
+    }
+
+    /// A port number that was not used before.
+    pub fn new_port_id(&mut self) -> PortId {
+        self.next_port += 1;
+        PortId(self.next_port - 1)
+    }
+
+    /// Gives a port to a worker.
+    pub fn add_port(&mut self, worker: WorkerId, id: PortId, origin: Origin, port: P) {
+        let command = Command::AddPort { id, origin, port, view: PortView::default() };
+        // The workers, and so the receivers, live as long as this.
+        let _ = self.commands[worker.index()].send(command);
+        self.workers[worker.index()].obey();
+    }
+
+    /// Takes a port from a worker; its frames come back.
+    pub fn remove_port(&mut self, worker: WorkerId, id: PortId) {
+        let (done, _) = unbounded();
+        let _ = self.commands[worker.index()].send(Command::RemovePort { id, done });
+        self.workers[worker.index()].obey();
+    }
+
+    /// Publishes the tables as they are.
+    pub fn publish(&mut self) {
+        self.publisher.publish(self.compiler.snapshot());
+    }
+
+    /// Frames in ports, pools and the depot: all of them, unless one was lost.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.depot.free() + self.workers.iter().map(Worker::frames).sum::<usize>()
+    }
+}
+
+/// A node with an uplink queue for each worker, a host port at worker 0, and a port for each local
+/// endpoint. All next hops are known.
+#[derive(Debug)]
+pub struct MemoryNode {
+    bench: Bench<MemoryPort>,
+    wires: BTreeMap<PortId, MemoryWire>,
+    pods: BTreeMap<String, (WorkerId, PortId)>,
+    uplinks: Vec<PortId>,
+    host: PortId,
+}
+
+/// Frames of a [`MemoryNode`].
+const CHUNKS: usize = 4096;
+
+/// Entries of a ring of a [`MemoryPort`].
+const RING: usize = 256;
+
+impl MemoryNode {
+    /// A node of `workers` workers with `changes` applied.
+    ///
+    /// # Panics
+    /// When the changes are refused or the system has no file descriptor left: this is for tests.
+    #[must_use]
+    #[allow(clippy::expect_used, reason = "for tests")]
+    pub fn new(workers: u8, changes: Vec<Change>) -> Self {
+        let bench = Bench::new(usize::from(workers), CHUNKS).expect("file descriptors");
+        let mut node = Self {
+            bench,
+            wires: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            uplinks: Vec::new(),
+            host: PortId(0),
+        };
+        let mut ports = Vec::new();
+        for worker in 0..workers {
+            let id = node.add(WorkerId(worker), Origin::Uplink);
+            ports.push((WorkerId(worker), id));
+            node.uplinks.push(id);
+        }
+        node.bench.compiler.bind_uplink(UplinkBinding { mac: UPLINK_MAC, ports });
+        node.host = node.add(WorkerId(0), Origin::Host);
+        let host = HostBinding { port: node.host, worker: WorkerId(0), mac: HOST_MAC };
+        node.bench.compiler.bind_host(Some(host));
+        node.apply(changes).expect("changes that are accepted");
+        node
+    }
+
+    fn add(&mut self, worker: WorkerId, origin: Origin) -> PortId {
+        let id = self.bench.new_port_id();
+        let (port, wire) = MemoryPort::new(UmemId(0), RING);
+        self.wires.insert(id, wire);
+        self.bench.add_port(worker, id, origin, port);
+        id
+    }
+
+    /// Applies `changes`, attaches new endpoints, resolves next hops, publishes.
+    ///
+    /// # Errors
+    /// What the compiler refuses; nothing is changed then.
+    pub fn apply(&mut self, changes: Vec<Change>) -> Result<(), ApiError> {
+        let effects = self.bench.compiler.apply(changes)?;
+        for effect in effects {
+            match effect {
+                Effect::EndpointSet(name) => self.attach(&name),
+                Effect::EndpointRemoved(name) => {
+                    if let Some((worker, port)) = self.pods.remove(&name) {
+                        self.bench.remove_port(worker, port);
+                        self.wires.remove(&port);
+                    }
+                }
+                Effect::PeerSet(name) => self.set_resolved(&name, true),
+                Effect::Node | Effect::PeerRemoved(_) => {}
+            }
+        }
+        self.bench.publish();
+        Ok(())
+    }
+
+    /// Applies one object.
+    ///
+    /// # Errors
+    /// As [`MemoryNode::apply`].
+    pub fn set(&mut self, object: Object) -> Result<(), ApiError> {
+        self.apply(vec![Change::Set(object)])
+    }
+
+    fn attach(&mut self, name: &str) {
+        let Some((endpoint, None)) = self.bench.compiler.endpoint(name) else { return };
+        let Attachment::Local { mac, worker, .. } = endpoint.attachment.clone() else { return };
+        let worker = worker.unwrap_or_default();
+        let port = self.add(worker, Origin::Endpoint);
+        let mtu = self.bench.compiler.node().map_or(1500, |node| node.pod_mtu);
+        let binding = Binding { port, worker, mac: mac.unwrap_or_default(), mtu };
+        self.bench.compiler.bind_endpoint(name, Some(binding));
+        self.pods.insert(name.to_owned(), (worker, port));
+    }
+
+    /// Makes a peer's next hop known or unknown; to be published with [`MemoryNode::publish`].
+    pub fn set_resolved(&mut self, peer: &str, resolved: bool) {
+        let adjacency =
+            resolved.then_some(Adjacency { source: UPLINK_MAC, destination: NEXT_HOP_MAC });
+        self.bench.compiler.set_adjacency(peer, adjacency);
+    }
+
+    /// Publishes the tables.
+    pub fn publish(&mut self) {
+        self.bench.publish();
+    }
+
+    /// What is beneath.
+    pub fn bench(&mut self) -> &mut Bench<MemoryPort> {
+        &mut self.bench
+    }
+
+    /// A frame from a local pod, by `namespace/name`. Says whether its port took it.
+    pub fn from_pod(&mut self, name: &str, frame: &[u8]) -> bool {
+        self.pods
+            .get(name)
+            .and_then(|(_, port)| self.wires.get(port))
+            .is_some_and(|w| w.inject(frame))
+    }
+
+    /// A frame from the underlay, on uplink queue `queue`. Says whether the port took it.
+    pub fn from_uplink(&mut self, queue: usize, frame: &[u8]) -> bool {
+        self.uplinks
+            .get(queue)
+            .and_then(|port| self.wires.get(port))
+            .is_some_and(|w| w.inject(frame))
+    }
+
+    /// A frame from the node's own stack. Says whether the port took it.
+    pub fn from_host(&mut self, frame: &[u8]) -> bool {
+        self.wires.get(&self.host).is_some_and(|wire| wire.inject(frame))
+    }
+
+    /// Frames that left to a pod since last asked.
+    #[must_use]
+    pub fn to_pod(&mut self, name: &str) -> Vec<Vec<u8>> {
+        let wire = self.pods.get(name).and_then(|(_, port)| self.wires.get(port));
+        wire.map(MemoryWire::collect_all).unwrap_or_default()
+    }
+
+    /// Frames that left through uplink queue `queue` since last asked.
+    #[must_use]
+    pub fn to_uplink(&mut self, queue: usize) -> Vec<Vec<u8>> {
+        let wire = self.uplinks.get(queue).and_then(|port| self.wires.get(port));
+        wire.map(MemoryWire::collect_all).unwrap_or_default()
+    }
+
+    /// Frames that left through any uplink queue since last asked.
+    #[must_use]
+    pub fn to_any_uplink(&mut self) -> Vec<Vec<u8>> {
+        (0..self.uplinks.len()).flat_map(|queue| self.to_uplink(queue)).collect()
+    }
+
+    /// Frames that were given to the node's own stack since last asked.
+    #[must_use]
+    pub fn to_host(&mut self) -> Vec<Vec<u8>> {
+        self.wires.get(&self.host).map(MemoryWire::collect_all).unwrap_or_default()
+    }
+
+    /// Lets the workers work until none has anything to do.
+    pub fn run(&mut self) {
+        let mut idle = 0;
+        // Twice idle: what one handed over in the last round, the next takes in this one.
+        while idle < 2 {
+            let work: usize = self.bench.workers.iter_mut().map(Worker::poll).sum();
+            idle = if work == 0 { idle + 1 } else { 0 };
+        }
+        for worker in &mut self.bench.workers {
+            worker.maintain();
+        }
+    }
+
+    /// All workers' counters, summed.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for counters in self.bench.workers.iter().map(Worker::counters) {
+            sum.received += counters.received;
+            sum.generated += counters.generated;
+            sum.sent += counters.sent;
+            sum.handed_over += counters.handed_over;
+            sum.to_host += counters.to_host;
+            sum.held += counters.held;
+            sum.copied += counters.copied;
+            sum.vectors += counters.vectors;
+            for (total, dropped) in sum.dropped.iter_mut().zip(counters.dropped) {
+                *total += dropped;
+            }
+        }
+        sum
+    }
+
+    /// Dropped packets by reason, without the reasons that counted nothing.
+    #[must_use]
+    pub fn drops(&self) -> Vec<(DropReason, u64)> {
+        let counters = self.counters();
+        let of = |reason: &DropReason| (*reason, counters.dropped[*reason as usize]);
+        DropReason::ALL.iter().map(of).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Are the books of every worker closed and all frames accounted for?
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn check_books(&self) -> Result<(), String> {
+        for (number, worker) in self.bench.workers.iter().enumerate() {
+            let residual = worker.counters().residual();
+            if residual != 0 {
+                return Err(format!("worker {number}: {residual} packets unaccounted for"));
+            }
+        }
+        let frames = self.bench.frames();
+        if frames == CHUNKS { Ok(()) } else { Err(format!("{frames} of {CHUNKS} frames")) }
+    }
+
+    /// Ends the node: every frame must be back in the depot.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn close(mut self) -> Result<(), String> {
+        self.check_books()?;
+        for worker in &mut self.bench.workers {
+            worker.close();
+        }
+        let free = self.bench.depot.free();
+        if free == CHUNKS { Ok(()) } else { Err(format!("{free} of {CHUNKS} frames came back")) }
+    }
+}

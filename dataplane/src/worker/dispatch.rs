@@ -1,0 +1,145 @@
+//! Verdicts into deeds.
+
+use overlane_api::WorkerId;
+
+use super::Worker;
+use crate::io::Port;
+use crate::packet::drop::DropReason;
+use crate::packet::frame::Frame;
+use crate::packet::meta::Meta;
+use crate::packet::vector::{Packet, Vector};
+use crate::packet::verdict::{PortId, Verdict};
+
+impl<P: Port> Worker<P> {
+    /// Does what was decided for each packet; the vector is empty afterwards.
+    #[inline]
+    pub(super) fn dispatch(&mut self, vector: &mut Vector) {
+        for (frame, meta) in vector.frames.drain(..).zip(vector.meta.drain(..)) {
+            match meta.verdict {
+                Verdict::Send(port) => match self.send(frame, port) {
+                    Ok(()) => self.counters.sent += 1,
+                    Err(reason) => self.counters.drop(reason),
+                },
+                Verdict::Drop(reason) => self.discard(frame, reason),
+                Verdict::SendElsewhere(worker, _) | Verdict::HandOver(worker) => {
+                    self.hand_over(frame, meta, worker);
+                }
+                Verdict::ToHost(port) => self.to_host(frame, meta, port),
+                Verdict::Hold => self.hold(frame, meta),
+                // Every stage decides; a packet that none decided for has no way out.
+                Verdict::Pending => self.discard(frame, DropReason::NoRoute),
+            }
+        }
+    }
+
+    /// Puts a frame on the TX ring of `port`, copying it when it lives in another UMEM.
+    #[inline]
+    fn send(&mut self, frame: Frame, port: PortId) -> Result<(), DropReason> {
+        let Some(Some(slot)) = self.slots.get_mut(port.index()) else {
+            self.give(frame);
+            return Err(DropReason::PortGone);
+        };
+        slot.dirty = true;
+        match slot.port.send(frame) {
+            Ok(()) => {
+                slot.block.counts.tx_packets += 1;
+                Ok(())
+            }
+            Err(frame) => self.send_again(frame, port),
+        }
+    }
+
+    /// The second try: after a copy, or after the TX ring was emptied.
+    #[cold]
+    fn send_again(&mut self, frame: Frame, port: PortId) -> Result<(), DropReason> {
+        let Some(Some(slot)) = self.slots.get_mut(port.index()) else {
+            self.give(frame);
+            return Err(DropReason::PortGone);
+        };
+        let umem = slot.port.umem();
+        let frame = if frame.umem() == umem {
+            frame
+        } else {
+            let Some(pool) = self.pools.get_mut(usize::from(umem.0)) else {
+                self.give(frame);
+                return Err(DropReason::PortGone);
+            };
+            let copy = pool.take().and_then(|mut copy| match copy.fill(frame.bytes()) {
+                Ok(()) => Some(copy),
+                Err(_) => {
+                    pool.give(copy);
+                    None
+                }
+            });
+            self.give(frame);
+            self.counters.copied += 1;
+            copy.ok_or(DropReason::FramesExhausted)?
+        };
+        let Some(Some(slot)) = self.slots.get_mut(port.index()) else {
+            self.give(frame);
+            return Err(DropReason::PortGone);
+        };
+        let Err(frame) = slot.port.send(frame) else {
+            slot.block.counts.tx_packets += 1;
+            return Ok(());
+        };
+        slot.port.flush();
+        if let Some(pool) = self.pools.get_mut(usize::from(umem.0)) {
+            slot.port.recycle(pool);
+        }
+        match slot.port.send(frame) {
+            Ok(()) => {
+                slot.block.counts.tx_packets += 1;
+                Ok(())
+            }
+            Err(frame) => {
+                self.give(frame);
+                Err(DropReason::TxRingFull)
+            }
+        }
+    }
+
+    /// Gives the packet to another worker.
+    fn hand_over(&mut self, frame: Frame, meta: Meta, worker: WorkerId) {
+        let lane = self.parts.lanes.outgoing.get_mut(worker.index()).and_then(Option::as_mut);
+        let Some(lane) = lane else { return self.discard(frame, DropReason::PortGone) };
+        match lane.push(Packet { frame, meta }) {
+            Ok(()) => {
+                self.rang |= 1 << worker.index();
+                self.counters.sent += 1;
+                self.counters.handed_over += 1;
+            }
+            Err(rtrb::PushError::Full(packet)) => {
+                self.discard(packet.frame, DropReason::HandoffFull);
+            }
+        }
+    }
+
+    fn to_host(&mut self, frame: Frame, meta: Meta, port: PortId) {
+        let host = self.parts.tables.snapshot().node.host;
+        match host {
+            Some(host) if host.worker != self.parts.id => {
+                self.hand_over(frame, meta, host.worker);
+            }
+            _ => match self.send(frame, port) {
+                Ok(()) => self.counters.to_host += 1,
+                Err(reason) => self.counters.drop(reason),
+            },
+        }
+    }
+
+    /// Drops a packet.
+    pub(super) fn discard(&mut self, frame: Frame, reason: DropReason) {
+        self.counters.drop(reason);
+        self.give(frame);
+    }
+
+    /// Gives a frame back to where it belongs.
+    #[inline]
+    pub(super) fn give(&mut self, frame: Frame) {
+        // The UMEM of a frame is one of those that this worker was made with.
+        if let Some(pool) = self.pools.get_mut(usize::from(frame.umem().0)) {
+            pool.give(frame);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! L4: a worker: the poll loop around the stages. Takes frames from its ports and from other
+//! workers, has the stages decide, and does what they decided.
+//!
+//! Everything here belongs to one thread. What others may see of it: the published counters, the
+//! lanes, the command queue.
+
+mod dispatch;
+pub mod handoff;
+mod hold;
+mod maintenance;
+pub mod run;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam::channel::{Receiver, Sender};
+use overlane_api::WorkerId;
+
+use self::handoff::Lanes;
+use self::hold::Held;
+use self::maintenance::PortBlock;
+use crate::io::Port;
+use crate::packet::meta::{Meta, Origin};
+use crate::packet::pool::{Depot, FramePool};
+use crate::packet::vector::{VECTOR, Vector};
+use crate::packet::verdict::{PortId, Verdict};
+use crate::stages::transmit::icmp_error::RateLimit;
+use crate::stages::{self, Context, Notice, Notices};
+use crate::stats::counters::{Counters, Published};
+use crate::tables::publish::Subscription;
+
+pub use self::maintenance::{PortCounts, PortView};
+
+/// What the slow thread tells a worker.
+#[derive(Debug)]
+pub enum Command<P> {
+    /// Serve this port from now on.
+    AddPort {
+        /// Its number.
+        id: PortId,
+        /// What it is for.
+        origin: Origin,
+        /// The port.
+        port: P,
+        /// Where its counters are published.
+        view: PortView,
+    },
+    /// Let go of this port: its frames come back, its socket is closed.
+    RemovePort {
+        /// Its number.
+        id: PortId,
+        /// Told when that is done.
+        done: Sender<()>,
+    },
+    /// End.
+    Stop,
+}
+
+/// A port that this worker serves.
+#[derive(Debug)]
+struct Slot<P> {
+    port: P,
+    origin: Origin,
+    /// Was something sent since the last flush?
+    dirty: bool,
+    /// Did it receive or send since the last recycling?
+    active: bool,
+    block: PortBlock,
+}
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub struct Parts<P> {
+    /// Its number.
+    pub id: WorkerId,
+    /// Its side of the tables.
+    pub tables: Subscription,
+    /// Frames, by UMEM number; the first is where packets made here come from.
+    pub depots: Vec<Arc<Depot>>,
+    /// Its ends of the lanes.
+    pub lanes: Lanes,
+    /// Where its counters are published.
+    pub published: Arc<Published>,
+    /// From the slow thread.
+    pub commands: Receiver<Command<P>>,
+    /// To the slow thread.
+    pub notices: Sender<Notice>,
+}
+
+/// One worker.
+#[derive(Debug)]
+pub struct Worker<P> {
+    parts: Parts<P>,
+    /// By port number.
+    slots: Vec<Option<Slot<P>>>,
+    /// Numbers of the ports that receive from pods and the host.
+    inside_ports: Vec<usize>,
+    /// Numbers of the uplink's ports.
+    uplink_ports: Vec<usize>,
+    pools: Vec<FramePool>,
+    counters: Counters,
+    finished_checksums: Vec<u64>,
+    inside: Vector,
+    uplink: Vector,
+    handed: Vector,
+    made: Vector,
+    held: Held,
+    notices: Notices,
+    icmp_limit: RateLimit,
+    link_messages: bool,
+    /// Workers that were given something since their bells were rung, as bits.
+    rang: u64,
+    started: Instant,
+    now_ns: u64,
+    stopping: bool,
+    /// Counts up when a port comes or goes.
+    port_changes: u64,
+}
+
+/// Free frames that a worker keeps for itself in each UMEM.
+const POOL_KEEP: usize = 256;
+
+impl<P: Port> Worker<P> {
+    /// A worker without ports.
+    #[must_use]
+    pub fn new(parts: Parts<P>) -> Self {
+        let pools = parts.depots.iter().map(|d| FramePool::new(d.clone(), POOL_KEEP)).collect();
+        Self {
+            parts,
+            slots: Vec::new(),
+            inside_ports: Vec::new(),
+            uplink_ports: Vec::new(),
+            pools,
+            counters: Counters::default(),
+            finished_checksums: Vec::new(),
+            inside: Vector::default(),
+            uplink: Vector::default(),
+            handed: Vector::default(),
+            made: Vector::default(),
+            held: Held::default(),
+            notices: Notices::new(),
+            icmp_limit: RateLimit::new(),
+            link_messages: false,
+            rang: 0,
+            started: Instant::now(),
+            now_ns: 0,
+            stopping: false,
+            port_changes: 0,
+        }
+    }
+
+    /// One round: everything that has arrived, at most a vector from each side. Says how many
+    /// packets that were.
+    pub fn poll(&mut self) -> usize {
+        self.now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        if self.parts.tables.refresh() {
+            self.release_held();
+        }
+        let mut work = self.receive_inside();
+        work += self.receive_uplink();
+        work += self.receive_handed();
+        if work > 0 {
+            self.after_work();
+        }
+        work
+    }
+
+    /// Takes packets from pods and the host and sends them on.
+    fn receive_inside(&mut self) -> usize {
+        let mut inside = std::mem::take(&mut self.inside);
+        let work = self.receive(&mut inside, false);
+        if work > 0 {
+            self.process(&mut inside, stages::from_inside);
+        }
+        self.inside = inside;
+        work
+    }
+
+    /// Takes packets from the uplink and sends them on.
+    fn receive_uplink(&mut self) -> usize {
+        let mut uplink = std::mem::take(&mut self.uplink);
+        let work = self.receive(&mut uplink, true);
+        if work > 0 {
+            self.process(&mut uplink, stages::from_uplink);
+        }
+        self.uplink = uplink;
+        work
+    }
+
+    /// Fills `vector` from the ports of one side.
+    #[inline]
+    fn receive(&mut self, vector: &mut Vector, from_uplink: bool) -> usize {
+        let ports = if from_uplink { &self.uplink_ports } else { &self.inside_ports };
+        for number in ports {
+            let Some(Some(slot)) = self.slots.get_mut(*number) else { continue };
+            let received = slot.port.receive(&mut vector.frames);
+            if received == 0 {
+                continue;
+            }
+            slot.active = true;
+            slot.block.counts.rx_packets += received as u64;
+            let meta = Meta::new(PortId(*number as u16), slot.origin);
+            for _ in 0..received {
+                vector.meta.push(meta);
+            }
+            if vector.is_full() {
+                break;
+            }
+        }
+        self.counters.received += vector.len() as u64;
+        vector.len()
+    }
+
+    /// Takes over packets that other workers handed over.
+    fn receive_handed(&mut self) -> usize {
+        let mut handed = std::mem::take(&mut self.handed);
+        for lane in self.parts.lanes.incoming.iter_mut().flatten() {
+            while !handed.is_full() {
+                let Ok(mut packet) = lane.pop() else { break };
+                match packet.meta.verdict {
+                    Verdict::SendElsewhere(_, port) => packet.meta.verdict = Verdict::Send(port),
+                    Verdict::HandOver(_) => packet.meta.verdict = Verdict::Pending,
+                    _ => {}
+                }
+                // There is room: just looked.
+                let _ = handed.push(packet);
+            }
+        }
+        let work = handed.len();
+        if work > 0 {
+            self.counters.received += work as u64;
+            self.process(&mut handed, stages::from_worker);
+        }
+        self.handed = handed;
+        work
+    }
+
+    /// Runs `stages` over the vector and does what they decided; then the same for what they made.
+    #[inline]
+    fn process(&mut self, vector: &mut Vector, stages: fn(&mut Vector, &mut Context<'_>)) {
+        self.counters.vectors += 1;
+        self.run_stages(vector, stages);
+        self.dispatch(vector);
+        // An answer never provokes another one, so this ends after the second round at the latest.
+        while !self.made.is_empty() {
+            let mut made = std::mem::take(&mut self.made);
+            self.counters.received += made.len() as u64;
+            self.counters.generated += made.len() as u64;
+            self.run_stages(&mut made, stages::from_here);
+            self.dispatch(&mut made);
+        }
+    }
+
+    #[inline]
+    fn run_stages(&mut self, vector: &mut Vector, stages: fn(&mut Vector, &mut Context<'_>)) {
+        // A worker without any UMEM has no port either, and so no packet.
+        let Some(pool) = self.pools.first_mut() else { return };
+        let mut context = Context {
+            tables: self.parts.tables.snapshot(),
+            worker: self.parts.id,
+            now_ns: self.now_ns,
+            pool,
+            made: &mut self.made,
+            icmp_limit: &mut self.icmp_limit,
+            notices: &mut self.notices,
+            link_messages: &mut self.link_messages,
+            finished_checksums: &mut self.finished_checksums,
+        };
+        stages(vector, &mut context);
+    }
+
+    /// Kicks what was sent, wakes who was given something, takes back what has been sent.
+    fn after_work(&mut self) {
+        for slot in self.slots.iter_mut().flatten() {
+            if slot.dirty {
+                slot.port.flush();
+                slot.dirty = false;
+                slot.active = true;
+            }
+            if slot.active {
+                slot.active = false;
+                if let Some(pool) = self.pools.get_mut(usize::from(slot.port.umem().0)) {
+                    slot.port.recycle(pool);
+                }
+            }
+        }
+        while self.rang != 0 {
+            let worker = self.rang.trailing_zeros() as usize;
+            self.rang &= self.rang - 1;
+            if let Some(bell) = self.parts.lanes.bells.get(worker) {
+                bell.ring();
+            }
+        }
+        for notice in self.notices.drain(..) {
+            // The slow thread is behind: what is wanted will be wanted again.
+            let _ = self.parts.notices.try_send(notice);
+        }
+    }
+
+    /// This worker's counters as they are.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Frames that this worker's ports and pools hold, waiting packets included.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        let ports: usize = self.slots.iter().flatten().map(|slot| slot.port.held()).sum();
+        let pools: usize = self.pools.iter().map(FramePool::len).sum();
+        ports + pools + self.held.len()
+    }
+
+    /// A port, for whoever drives an in-memory node.
+    pub fn port_mut(&mut self, id: PortId) -> Option<&mut P> {
+        self.slots.get_mut(id.index())?.as_mut().map(|slot| &mut slot.port)
+    }
+
+    /// Packets of a vector, at most.
+    pub const VECTOR: usize = VECTOR;
+}
