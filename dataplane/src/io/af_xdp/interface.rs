@@ -8,6 +8,8 @@ use overlane_api::MacAddr;
 use super::ethtool::{Channels, Ethtool};
 use super::netlink::{self, RouteSocket};
 
+/// `NETDEV_XDP_ACT_BASIC` and `NETDEV_XDP_ACT_REDIRECT`
+const NATIVE: u64 = 1 | 2;
 /// `NETDEV_XDP_ACT_XSK_ZEROCOPY`
 const XSK_ZERO_COPY: u64 = 8;
 
@@ -100,18 +102,31 @@ impl Interface {
     }
 }
 
-/// Does the device's driver say that it can use a UMEM without copies? Before kernel 6.3 nobody
-/// can tell, and the answer is no. A device that can may still refuse (an MTU that is too large
-/// for a chunk, say): then binding says so and a UMEM for copies is the way.
+/// What a device's driver can do with XDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct XdpSupport {
+    /// It runs XDP programs itself and redirects: AF_XDP needs both to be fast. A veth says so
+    /// only while it receives on at least as many queues as its peer sends on.
+    pub native: bool,
+    /// It can use a UMEM without copies. It may still refuse when a queue is opened (an MTU that
+    /// is too large for a chunk, say): then a UMEM for copies is the way.
+    pub zero_copy: bool,
+}
+
+/// What the driver of device `name` says that it can do with XDP; none before kernel 6.3, where
+/// nobody can tell.
 ///
 /// # Errors
 /// [`InterfaceError`] when there is no such device.
-pub fn supports_zero_copy(name: &str) -> Result<bool, InterfaceError> {
+pub fn xdp_support(name: &str) -> Result<Option<XdpSupport>, InterfaceError> {
     let index = Interface::find(name)?.index;
     let features = netlink::xdp_features(index).map_err(|source| InterfaceError {
         what: "read the XDP features",
         name: name.into(),
         source,
     })?;
-    Ok(features.is_some_and(|f| f & XSK_ZERO_COPY != 0))
+    Ok(features.map(|bits| XdpSupport {
+        native: bits & NATIVE == NATIVE,
+        zero_copy: bits & XSK_ZERO_COPY != 0,
+    }))
 }

@@ -116,7 +116,7 @@ pub struct AfXdpPort {
 }
 
 impl AfXdpPort {
-    /// Opens a queue. Packets arrive once the steering program sends them to [`AfXdpPort::fd`]
+    /// Opens a queue. It takes some milliseconds, which no worker has. Packets arrive once the steering program sends them to [`AfXdpPort::fd`]
     /// and [`Port::recycle`] has put frames on the fill ring.
     ///
     /// # Errors
@@ -388,6 +388,8 @@ impl Port for AfXdpPort {
         Some(unsafe { BorrowedFd::borrow_raw(self.queues.fd) })
     }
 
+    /// Waits for the kernel, some 20 ms: a worker hands the port to a thread that has the time.
+    ///
     /// In copy mode all frames come back: closing waits for the kernel's receive path, and what
     /// is being sent was copied. (Except on `virtio_net`, where a packet that was being sent may
     /// go out with another one's bytes.) In zero-copy mode the device goes on using its frames

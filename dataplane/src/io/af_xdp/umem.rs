@@ -80,7 +80,6 @@ pub enum UmemError {
 }
 
 /// The memory behind a UMEM, as ports see it. Lives for ever.
-#[derive(Debug)]
 pub(super) struct Area {
     base: NonNull<u8>,
     pub(super) id: UmemId,
@@ -92,6 +91,13 @@ pub(super) struct Area {
     /// Frames that ports may still put on fill rings above their minimum.
     pub(super) extra: FillBudget,
     pub(super) xsk: xsk_rs::Umem,
+}
+
+impl std::fmt::Debug for Area {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (id, chunks) = (self.id, self.descs.len());
+        f.debug_struct("Area").field("id", &id).field("chunks", &chunks).finish_non_exhaustive()
+    }
 }
 
 // SAFETY: `base` is only an address; the bytes behind it are reached through frames, of which
