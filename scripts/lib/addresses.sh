@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # Names and addresses of the testbed. Other programs and people rely on them: keep them.
 #
 # Nodes are called a, b, c, ...; a node's number is 1 for a, 2 for b. PREFIX, RUN_DIR and MODE

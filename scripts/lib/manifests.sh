@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2153
 # What each node is told: its own node.yaml, and the cluster's Node and Pod manifests.
 
 # put FILE: standard input becomes FILE in one step; a watcher never sees half of it.
