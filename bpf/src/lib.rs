@@ -14,7 +14,7 @@ mod program;
 mod tables;
 mod uplink;
 
-pub use diagnose::BpfError;
+pub use diagnose::{BpfError, VETH_MTU_LIMIT};
 pub use port::PortSteering;
 pub use tables::{Reason, SteerCounters, UplinkSettings};
 pub use uplink::{Action, UplinkSteering};

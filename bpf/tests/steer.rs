@@ -1,0 +1,256 @@
+//! Packet in, decision out, through the kernel's own test run of the loaded program.
+//!
+//! Every frame of the tables in `samples` must leave with its one reason, counted once, and so
+//! must everything that is left of it when its end is cut off.
+#![allow(unsafe_code, clippy::unwrap_used, clippy::panic)]
+
+#[path = "steer/samples.rs"]
+mod samples;
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use overlane_bpf::{Action, BpfError, Reason, SteerCounters, UplinkSettings, UplinkSteering};
+use samples::{Sample, for_the_dataplane, for_the_kernel};
+
+/// The program with its tables filled, and a socket that keeps its slot while it lives.
+struct Uplink {
+    steering: UplinkSteering,
+    _socket: Option<OwnedFd>,
+}
+
+impl Uplink {
+    fn without_socket() -> Self {
+        let mut steering = UplinkSteering::load(1).expect("loading needs root");
+        steering.configure(&settings()).unwrap();
+        steering.set_node_addresses(&samples::node_addresses()).unwrap();
+        steering.set_prefixes(&samples::prefixes()).unwrap();
+        Self { steering, _socket: None }
+    }
+
+    fn new() -> Self {
+        let mut uplink = Self::without_socket();
+        let socket = xdp_socket();
+        uplink.steering.register_socket(0, socket.as_raw_fd()).unwrap();
+        uplink._socket = Some(socket);
+        uplink
+    }
+
+    fn counts(&self) -> SteerCounters {
+        self.steering.counters().unwrap()
+    }
+
+    /// The decision and its reason; fails unless exactly one reason was counted, once.
+    fn decide(&self, frame: &[u8]) -> (Action, Reason) {
+        let before = self.counts();
+        let action = self.steering.decide(frame).unwrap();
+        let after = self.counts();
+        let moved: Vec<(Reason, u64)> = Reason::ALL
+            .into_iter()
+            .map(|reason| (reason, after.reason(reason) - before.reason(reason)))
+            .filter(|(_, delta)| *delta != 0)
+            .collect();
+        let [(reason, 1)] = moved[..] else { panic!("counted {moved:?}") };
+        (action, reason)
+    }
+
+    fn check(&self, sample: &Sample) {
+        let action =
+            if sample.reason.is_steered() { Action::ToDataplane } else { Action::ToKernel };
+        assert_eq!(self.decide(&sample.frame), (action, sample.reason), "{}", sample.name);
+    }
+}
+
+fn settings() -> UplinkSettings {
+    UplinkSettings { geneve_port: Some(6081), vxlan_port: Some(4789), answer_neighbors: true }
+}
+
+fn xdp_socket() -> OwnedFd {
+    // SAFETY: no pointers are passed; the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    assert!(fd >= 0, "AF_XDP socket: {}", std::io::Error::last_os_error());
+    // SAFETY: the descriptor was just made and has no other owner.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn overlay_frames_go_to_the_dataplane() {
+    let uplink = Uplink::new();
+    for sample in for_the_dataplane() {
+        uplink.check(&sample);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn host_frames_go_to_the_kernel() {
+    let uplink = Uplink::new();
+    for sample in for_the_kernel() {
+        uplink.check(&sample);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn cut_off_frames_are_steered_only_while_their_headers_are_whole() {
+    let uplink = Uplink::new();
+    for sample in for_the_dataplane() {
+        for length in 14..sample.frame.len() {
+            let (action, reason) = uplink.decide(&sample.frame[..length]);
+            if length >= sample.headers {
+                assert_eq!(
+                    (action, reason),
+                    (Action::ToDataplane, sample.reason),
+                    "{}",
+                    sample.name
+                );
+            } else {
+                assert_eq!(action, Action::ToKernel, "{} cut to {length}", sample.name);
+                assert!(!reason.is_steered());
+            }
+        }
+    }
+    for sample in for_the_kernel() {
+        for length in 14..sample.frame.len() {
+            let (action, _) = uplink.decide(&sample.frame[..length]);
+            assert_eq!(action, Action::ToKernel, "{} cut to {length}", sample.name);
+        }
+    }
+}
+
+/// Each byte of each sample changed, one at a time: the program ends with one reason, and the
+/// action is that reason's.
+#[test]
+#[ignore = "needs root"]
+fn damaged_frames_have_one_reason_and_its_action() {
+    let uplink = Uplink::new();
+    for sample in for_the_dataplane() {
+        for position in 0..sample.headers {
+            for damage in [0x01, 0x10, 0xff] {
+                let mut frame = sample.frame.clone();
+                frame[position] ^= damage;
+                let (action, reason) = uplink.decide(&frame);
+                let steered = action == Action::ToDataplane;
+                assert_eq!(steered, reason.is_steered(), "{} byte {position}", sample.name);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn without_a_socket_the_kernel_gets_everything() {
+    let uplink = Uplink::without_socket();
+    let samples = for_the_dataplane();
+    for sample in &samples {
+        assert_eq!(uplink.steering.decide(&sample.frame).unwrap(), Action::ToKernel);
+    }
+    let counts = uplink.counts();
+    let all = u64::try_from(samples.len()).unwrap();
+    assert_eq!((counts.to_dataplane, counts.to_kernel, counts.fallback), (0, 0, all));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_closed_socket_gives_the_queue_back_to_the_kernel() {
+    let mut uplink = Uplink::new();
+    let frame = &for_the_dataplane()[0].frame;
+    assert_eq!(uplink.steering.decide(frame).unwrap(), Action::ToDataplane);
+    uplink._socket = None;
+    assert_eq!(uplink.steering.decide(frame).unwrap(), Action::ToKernel);
+    let counts = uplink.counts();
+    assert_eq!((counts.to_dataplane, counts.fallback), (1, 1));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn nothing_is_steered_before_it_is_configured() {
+    let steering = UplinkSteering::load(1).unwrap();
+    let socket = xdp_socket();
+    steering.register_socket(0, socket.as_raw_fd()).unwrap();
+    for sample in for_the_dataplane() {
+        assert_eq!(steering.decide(&sample.frame).unwrap(), Action::ToKernel, "{}", sample.name);
+    }
+    assert_eq!(steering.counters().unwrap().fallback, 0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn each_setting_switches_its_own_rule() {
+    let mut uplink = Uplink::new();
+    let only_vxlan = UplinkSettings { geneve_port: None, answer_neighbors: false, ..settings() };
+    uplink.steering.configure(&only_vxlan).unwrap();
+    let reason = |frame: Vec<u8>| uplink.decide(&frame).1;
+    assert_eq!(reason(samples::tunnel_v4(4789)), Reason::Tunnel);
+    assert_eq!(reason(samples::tunnel_v4(6081)), Reason::Other);
+    assert_eq!(reason(samples::tunnel_v4(0)), Reason::Other, "0 is off, not a port");
+    assert_eq!(reason(samples::arp(1, samples::POD_V4)), Reason::Other);
+    assert_eq!(reason(samples::solicitation(samples::POD_V6, 255, 0)), Reason::Group);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_neighbor_probe_sent_to_the_pod_itself_is_answered_too() {
+    let mut uplink = Uplink::new();
+    let probe = samples::probe(samples::POD_V6);
+    assert_eq!(uplink.decide(&probe), (Action::ToDataplane, Reason::Neighbor));
+    uplink.steering.configure(&UplinkSettings { answer_neighbors: false, ..settings() }).unwrap();
+    assert_eq!(uplink.decide(&probe).1, Reason::Prefix, "still a packet to a pod");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn tables_are_replaced_not_added_to() {
+    let mut uplink = Uplink::new();
+    let to_pod = samples::udp_v4(samples::POD_V4, 80);
+    let to_pod_v6 = samples::udp_v6(samples::POD_V6, 80);
+    let tunnel = samples::tunnel_v4(6081);
+
+    uplink.steering.set_prefixes(&["10.244.1.0/25".parse().unwrap()]).unwrap();
+    assert_eq!(uplink.decide(&to_pod).1, Reason::Prefix, "the narrower prefix holds it too");
+    assert_eq!(uplink.decide(&to_pod_v6).1, Reason::Other);
+    uplink.steering.set_prefixes(&["0.0.0.0/0".parse().unwrap()]).unwrap();
+    assert_eq!(uplink.decide(&to_pod).1, Reason::Prefix);
+    uplink.steering.set_prefixes(&[]).unwrap();
+    assert_eq!(uplink.decide(&to_pod).1, Reason::Other);
+
+    uplink.steering.set_node_addresses(&["10.0.9.9".parse().unwrap()]).unwrap();
+    assert_eq!(uplink.decide(&tunnel).1, Reason::Other);
+    uplink.steering.set_node_addresses(&["::ffff:10.0.1.4".parse().unwrap()]).unwrap();
+    assert_eq!(uplink.decide(&tunnel).1, Reason::Tunnel);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_does_not_fit_changes_nothing() {
+    let mut uplink = Uplink::new();
+    let many: Vec<_> = (0..300_u32).map(|n| std::net::Ipv4Addr::from(n + 1).into()).collect();
+    let refusal = uplink.steering.set_node_addresses(&many).unwrap_err();
+    assert!(matches!(refusal, BpfError::TableFull { limit: 256, .. }), "{refusal}");
+    assert_eq!(uplink.decide(&samples::tunnel_v4(6081)).1, Reason::Tunnel);
+    assert_eq!(uplink.decide(&samples::udp_v4("0.0.0.1".parse().unwrap(), 6081)).1, Reason::Other);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn only_xdp_sockets_on_known_queues_are_registered() {
+    let steering = UplinkSteering::load(2).unwrap();
+    let socket = xdp_socket();
+    steering.register_socket(1, socket.as_raw_fd()).unwrap();
+    let refusal = steering.register_socket(2, socket.as_raw_fd()).unwrap_err();
+    assert!(matches!(refusal, BpfError::NoSuchQueue { queue: 2, queues: 2 }), "{refusal}");
+    let file = File::open("/dev/null").unwrap();
+    let not_sockets: [RawFd; 2] = [file.as_raw_fd(), -1];
+    for fd in not_sockets {
+        let refusal = steering.register_socket(0, fd).unwrap_err();
+        assert!(refusal.to_string().contains("AF_XDP"), "{refusal}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_frame_without_an_ethernet_header_cannot_be_asked_about() {
+    let refusal = UplinkSteering::load(1).unwrap().decide(&[0; 13]).unwrap_err();
+    assert!(matches!(refusal, BpfError::TestRun { length: 13, .. }), "{refusal}");
+}
