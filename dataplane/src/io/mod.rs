@@ -57,7 +57,8 @@ pub trait Port {
     /// What to poll for readability while sleeping; none: this port cannot be slept on.
     fn poll_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
 
-    /// Lets go of the device; all frames on the rings come back into `pool`.
+    /// Lets go of the device without waiting for it. All frames on the rings come back: into
+    /// `pool`, or within moments into the depot of their UMEM.
     fn close(self, pool: &mut FramePool)
     where
         Self: Sized;

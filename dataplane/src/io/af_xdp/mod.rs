@@ -7,11 +7,14 @@
 //!
 //! - [`plan`]: how many chunks fit in a memory budget.
 //! - [`umem`]: the memory that is shared with the kernel.
+//! - `outstanding`: which chunks a port has given to the kernel.
+//! - `fill_target`: how many of them wait for packets that may come.
 //! - `socket`: binding and options of one socket.
 //! - `tx_ring`: our own TX ring, because packets may start in front of where they were received.
 //! - [`port`]: the [`Port`](super::Port) of one device queue.
 //! - [`interface`]: what a device is and can do.
 //! - [`ethtool`]: its features, as `ethtool -k` and `-K` know them.
+//! - `netlink`: questions to the kernel for both.
 //! - [`offload`]: makes a pod's end of a veth pair send packets that AF_XDP can carry.
 
 #![allow(unsafe_code)]

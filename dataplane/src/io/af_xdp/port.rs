@@ -182,7 +182,8 @@ impl AfXdpPort {
         self.fill.get()
     }
 
-    fn release(&mut self, pool: &mut FramePool) {
+    /// Closes the socket and gives all frames of its rings to `pool`; waits for the kernel.
+    pub(super) fn release(&mut self, pool: &mut FramePool) {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
@@ -199,7 +200,8 @@ impl AfXdpPort {
         while let Some(chunk) = self.outstanding.pop() {
             // SAFETY: the chunk was given to the kernel by this port and did not come back, so
             // there is no token of it; the rings it was on are gone, and with the socket closed
-            // the kernel writes to it no more (the last close waits for receiving to end).
+            // the kernel writes to it no more: the last close waits for receiving to end, and
+            // this was the last, because no other process inherits the descriptor.
             pool.give(unsafe { self.area.frame(chunk) });
         }
         (self.on_fill, self.on_tx) = (0, 0);
@@ -388,19 +390,22 @@ impl Port for AfXdpPort {
         Some(unsafe { BorrowedFd::borrow_raw(self.queues.fd) })
     }
 
-    /// Waits for the kernel, some 20 ms: a worker hands the port to a thread that has the time.
+    /// Closing waits for the kernel's receive path, some 20 ms that no worker has: the port goes
+    /// to a thread of the UMEM's, and its frames to the UMEM's depot instead of `_pool`.
     ///
-    /// In copy mode all frames come back: closing waits for the kernel's receive path, and what
-    /// is being sent was copied. (Except on `virtio_net`, where a packet that was being sent may
-    /// go out with another one's bytes.) In zero-copy mode the device goes on using its frames
-    /// until the process ends, so they stay with it.
-    fn close(mut self, pool: &mut FramePool) {
-        self.release(pool);
+    /// In copy mode all frames come back, because what is being sent was copied. (Except on
+    /// `virtio_net`, where a packet that was being sent may go out with another one's bytes.) In
+    /// zero-copy mode the device goes on using its frames until the process ends, so they stay
+    /// with it.
+    fn close(self, _pool: &mut FramePool) {
+        // The thread lives as long as the process. If it does not, dropping closes as well.
+        let closer = &self.area.closer;
+        let _ = closer.send(self);
     }
 }
 
 impl Drop for AfXdpPort {
-    /// Like [`Port::close`], with the frames going to the UMEM's depot.
+    /// Like [`Port::close`], but waits for the kernel here.
     fn drop(&mut self) {
         if !self.closed {
             let mut pool = FramePool::new(self.depot.clone(), 0);

@@ -140,7 +140,7 @@ pub(super) fn bind(
         // SAFETY: libxdp is told to load no program, so nothing can be detached twice.
         let error = match unsafe { xsk_rs::Socket::new(config, &area.xsk, &name, queue) } {
             Ok((tx, rx, Some((fill, completion)))) => {
-                let fd = std::os::fd::AsRawFd::as_raw_fd(rx.fd());
+                let fd = close_on_exec(&rx);
                 return Ok(Queues { rx, fill, completion, _tx: tx, fd });
             }
             Ok((_, _, None)) => {
@@ -153,6 +153,15 @@ pub(super) fn bind(
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The socket's descriptor, from now on closed in programs that this process starts: there it
+/// would keep the queue, and the kernel writing to its frames, after it is closed here.
+pub(super) fn close_on_exec(rx: &RxQueue) -> RawFd {
+    let fd = std::os::fd::AsRawFd::as_raw_fd(rx.fd());
+    // SAFETY: changes a flag of a descriptor that is open, for `rx` holds the socket.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    fd
 }
 
 #[allow(clippy::cast_possible_truncation)] // Options have a few bytes.

@@ -9,7 +9,7 @@
 //! not be bound again, and no other either once it is gone.)
 
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use nix::sched::{CloneFlags, unshare};
 use xsk_rs::config::{BindFlags, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
@@ -17,9 +17,10 @@ use xsk_rs::umem::frame::FrameDesc;
 
 use super::fill_target::FillBudget;
 use super::plan::RingSizes;
-use super::socket::{cause, power_of_two};
+use super::port::AfXdpPort;
+use super::socket::{cause, close_on_exec, power_of_two};
 use crate::packet::frame::{CHUNK, Frame, HEADROOM};
-use crate::packet::pool::{Depot, UmemId};
+use crate::packet::pool::{Depot, FramePool, UmemId};
 
 /// Are packets copied between the device and the UMEM?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +91,8 @@ pub(super) struct Area {
     pub(super) completion_ring: u32,
     /// Frames that ports may still put on fill rings above their minimum.
     pub(super) extra: FillBudget,
+    /// Takes ports that are to be closed.
+    pub(super) closer: mpsc::Sender<AfXdpPort>,
     pub(super) xsk: xsk_rs::Umem,
 }
 
@@ -152,16 +155,24 @@ impl Umem {
     /// # Errors
     /// [`UmemError`]: says what the kernel refused and which permission may be missing.
     pub fn create(options: UmemOptions) -> Result<Self, UmemError> {
+        let (closer, closing) = mpsc::channel();
+        let spawn = |name: &str| std::thread::Builder::new().name(name.into());
         // On a thread of its own, because the anchor's socket must be made in its namespace and
         // threads cannot always go back.
-        let made = std::thread::Builder::new()
-            .name("umem".into())
-            .spawn(move || Self::create_here(&options))
+        let making = spawn("umem").spawn(move || Self::create_here(&options, closer));
+        let umem =
+            making.map_err(|_| UmemError::Thread)?.join().map_err(|_| UmemError::Thread)??;
+        let depot = umem.depot.clone();
+        spawn("umem-close")
+            .spawn(move || close_ports(closing, depot))
             .map_err(|_| UmemError::Thread)?;
-        made.join().map_err(|_| UmemError::Thread)?
+        Ok(umem)
     }
 
-    fn create_here(options: &UmemOptions) -> Result<Self, UmemError> {
+    fn create_here(
+        options: &UmemOptions,
+        closer: mpsc::Sender<AfXdpPort>,
+    ) -> Result<Self, UmemError> {
         if options.mode == BindMode::Copy {
             unshare(CloneFlags::CLONE_NEWNET).map_err(UmemError::Namespace)?;
         }
@@ -191,6 +202,7 @@ impl Umem {
             fill_ring: options.rings.fill,
             completion_ring: options.rings.completion,
             extra: FillBudget::new(options.fill_extra as usize),
+            closer,
             xsk,
         }));
         // SAFETY: the numbers are those of the chunks, each taken once, and nothing is on a ring
@@ -222,6 +234,21 @@ impl Umem {
     #[must_use]
     pub fn is_on_huge_pages(&self) -> bool {
         self.huge_pages
+    }
+}
+
+/// Closes ports one after the other, each of which waits for the kernel, and gives their frames
+/// to the depot. Runs as long as the process.
+fn close_ports(ports: mpsc::Receiver<AfXdpPort>, depot: Arc<Depot>) {
+    let mut pool = FramePool::new(depot, 0);
+    for mut port in ports {
+        // With an older magazine, so that the depot does not fill up with small ones.
+        if let Some(frame) = pool.take() {
+            pool.give(frame);
+        }
+        port.release(&mut pool);
+        // What the depot has no room for stays here until the next time.
+        pool.drain();
     }
 }
 
@@ -277,6 +304,7 @@ fn anchor(xsk: &xsk_rs::Umem) -> Result<(), UmemError> {
     // SAFETY: libxdp is told to load no program, so nothing can be detached twice.
     let queues = unsafe { xsk_rs::Socket::new(config, xsk, &loopback, 0) }
         .map_err(|e| UmemError::Anchor(cause(&e)))?;
+    close_on_exec(&queues.1);
     std::mem::forget(queues);
     Ok(())
 }
