@@ -14,6 +14,7 @@
 //! `unsafe` is kept in `io/af_xdp`; the one exception is `packet/prefetch.rs`, a hint to the cache.
 
 pub mod io;
+pub mod node;
 pub mod packet;
 pub mod stages;
 pub mod stats;

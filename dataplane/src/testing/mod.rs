@@ -4,4 +4,4 @@
 pub mod node;
 pub mod objects;
 
-pub use node::{Bench, MemoryNode};
+pub use node::{Bench, MemoryNode, Place};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use overlane_api::protocol::ApiError;
@@ -46,6 +47,7 @@ pub struct Bench<P: Port> {
     pub notices: Receiver<Notice>,
     commands: Vec<Sender<Command<P>>>,
     next_port: u16,
+    free_ports: Vec<PortId>,
 }
 
 impl<P: Port> Bench<P> {
@@ -80,11 +82,15 @@ impl<P: Port> Bench<P> {
             notices,
             commands,
             next_port: 0,
+            free_ports: Vec::new(),
         })
     }
 
-    /// A port number that was not used before.
+    /// A port number that no port has.
     pub fn new_port_id(&mut self) -> PortId {
+        if let Some(id) = self.free_ports.pop() {
+            return id;
+        }
         self.next_port += 1;
         PortId(self.next_port - 1)
     }
@@ -102,6 +108,7 @@ impl<P: Port> Bench<P> {
         let (done, _) = unbounded();
         let _ = self.commands[worker.index()].send(Command::RemovePort { id, done });
         self.workers[worker.index()].obey();
+        self.free_ports.push(id);
     }
 
     /// Publishes the tables as they are.
@@ -114,6 +121,17 @@ impl<P: Port> Bench<P> {
     pub fn frames(&self) -> usize {
         self.depot.free() + self.workers.iter().map(Worker::frames).sum::<usize>()
     }
+}
+
+/// Where a frame goes into a [`MemoryNode`] and comes out of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// A local pod, by `namespace/name`.
+    Pod(String),
+    /// The uplink's queue of that number.
+    Uplink(usize),
+    /// The node's own stack.
+    Host,
 }
 
 /// A node with an uplink queue for each worker, a host port at worker 0, and a port for each local
@@ -141,6 +159,16 @@ impl MemoryNode {
     #[must_use]
     #[allow(clippy::expect_used, reason = "for tests")]
     pub fn new(workers: u8, changes: Vec<Change>) -> Self {
+        Self::with_uplink_queues(workers, workers, changes)
+    }
+
+    /// The same with `queues` queues of the uplink, at the first so many workers.
+    ///
+    /// # Panics
+    /// As [`MemoryNode::new`].
+    #[must_use]
+    #[allow(clippy::expect_used, reason = "for tests")]
+    pub fn with_uplink_queues(workers: u8, queues: u8, changes: Vec<Change>) -> Self {
         let bench = Bench::new(usize::from(workers), CHUNKS).expect("file descriptors");
         let mut node = Self {
             bench,
@@ -150,7 +178,7 @@ impl MemoryNode {
             host: PortId(0),
         };
         let mut ports = Vec::new();
-        for worker in 0..workers {
+        for worker in 0..queues {
             let id = node.add(WorkerId(worker), Origin::Uplink);
             ports.push((WorkerId(worker), id));
             node.uplinks.push(id);
@@ -184,6 +212,8 @@ impl MemoryNode {
                     if let Some((worker, port)) = self.pods.remove(&name) {
                         self.bench.remove_port(worker, port);
                         self.wires.remove(&port);
+                        // It may have been added again already; it needs another port then.
+                        self.bench.compiler.bind_endpoint(&name, None);
                     }
                 }
                 Effect::PeerSet(name) => self.set_resolved(&name, true),
@@ -208,7 +238,7 @@ impl MemoryNode {
         let worker = worker.unwrap_or_default();
         let port = self.add(worker, Origin::Endpoint);
         let mtu = self.bench.compiler.node().map_or(1500, |node| node.pod_mtu);
-        let binding = Binding { port, worker, mac: mac.unwrap_or_default(), mtu };
+        let binding = Binding { port, queues: 1, worker, mac: mac.unwrap_or_default(), mtu };
         self.bench.compiler.bind_endpoint(name, Some(binding));
         self.pods.insert(name.to_owned(), (worker, port));
     }
@@ -275,6 +305,44 @@ impl MemoryNode {
     #[must_use]
     pub fn to_host(&mut self) -> Vec<Vec<u8>> {
         self.wires.get(&self.host).map(MemoryWire::collect_all).unwrap_or_default()
+    }
+
+    /// A frame arrives at `place`. Says whether a port is there and took it.
+    pub fn inject(&mut self, place: &Place, frame: &[u8]) -> bool {
+        match place {
+            Place::Pod(name) => self.from_pod(name, frame),
+            Place::Uplink(queue) => self.from_uplink(*queue, frame),
+            Place::Host => self.from_host(frame),
+        }
+    }
+
+    /// Every frame that left since last asked, and where.
+    #[must_use]
+    pub fn collect(&mut self) -> Vec<(Place, Vec<u8>)> {
+        let mut all = Vec::new();
+        for name in self.pods.keys().cloned().collect::<Vec<_>>() {
+            let frames = self.to_pod(&name);
+            all.extend(frames.into_iter().map(|frame| (Place::Pod(name.clone()), frame)));
+        }
+        for queue in 0..self.uplinks.len() {
+            let frames = self.to_uplink(queue);
+            all.extend(frames.into_iter().map(|frame| (Place::Uplink(queue), frame)));
+        }
+        all.extend(self.to_host().into_iter().map(|frame| (Place::Host, frame)));
+        all
+    }
+
+    /// As if so much time had passed for the workers.
+    pub fn wait(&mut self, time: Duration) {
+        for worker in &mut self.bench.workers {
+            worker.advance(time);
+        }
+    }
+
+    /// What the workers told the slow thread since last asked.
+    #[must_use]
+    pub fn notices(&self) -> Vec<Notice> {
+        self.bench.notices.try_iter().collect()
     }
 
     /// Lets the workers work until none has anything to do.

@@ -37,22 +37,12 @@ pub fn destination_v6(ip: &[u8]) -> u128 {
 #[inline]
 #[must_use]
 pub fn pseudo_v4(ip: &[u8], protocol: u8, len: usize) -> u64 {
-    checksum::pseudo_header_v4(
-        source_v4(ip),
-        destination_v4(ip),
-        protocol,
-        len as u16,
-    )
+    checksum::pseudo_header_v4(source_v4(ip), destination_v4(ip), protocol, len as u16)
 }
 
 /// Sum of the pseudo-header of an IPv6 packet whose upper layer is `len` bytes long.
 #[inline]
 #[must_use]
 pub fn pseudo_v6(ip: &[u8], protocol: u8, len: usize) -> u64 {
-    checksum::pseudo_header_v6(
-        source_v6(ip),
-        destination_v6(ip),
-        protocol,
-        len as u32,
-    )
+    checksum::pseudo_header_v6(source_v6(ip), destination_v6(ip), protocol, len as u32)
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{Command, Slot, Worker};
 use crate::io::{KernelDrops, Port};
 use crate::packet::meta::Origin;
+use crate::packet::pool::FramePool;
 use crate::packet::verdict::PortId;
 
 /// A port's counters.
@@ -88,6 +89,11 @@ impl<P: Port> Worker<P> {
                     self.remove_port(id);
                     // Whoever waited may have given up.
                     let _ = done.send(());
+                }
+                Command::AddUmem(depot) => {
+                    // UMEMs are numbered in the order in which they are made.
+                    debug_assert_eq!(usize::from(depot.umem().0), self.pools.len());
+                    self.pools.push(FramePool::new(depot, super::POOL_KEEP));
                 }
                 Command::Stop => self.stopping = true,
             }

@@ -11,7 +11,7 @@ mod maintenance;
 pub mod run;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
 use overlane_api::WorkerId;
@@ -52,6 +52,8 @@ pub enum Command<P> {
         /// Told when that is done.
         done: Sender<()>,
     },
+    /// Frames of another UMEM may come from now on.
+    AddUmem(Arc<Depot>),
     /// End.
     Stop,
 }
@@ -111,6 +113,8 @@ pub struct Worker<P> {
     /// Workers that were given something since their bells were rung, as bits.
     rang: u64,
     started: Instant,
+    /// Time that passed without passing: see [`Worker::advance`].
+    skipped_ns: u64,
     now_ns: u64,
     stopping: bool,
     /// Counts up when a port comes or goes.
@@ -143,6 +147,7 @@ impl<P: Port> Worker<P> {
             link_messages: false,
             rang: 0,
             started: Instant::now(),
+            skipped_ns: 0,
             now_ns: 0,
             stopping: false,
             port_changes: 0,
@@ -152,7 +157,8 @@ impl<P: Port> Worker<P> {
     /// One round: everything that has arrived, at most a vector from each side. Says how many
     /// packets that were.
     pub fn poll(&mut self) -> usize {
-        self.now_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let elapsed = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.now_ns = elapsed.saturating_add(self.skipped_ns);
         if self.parts.tables.refresh() {
             self.release_held();
         }
@@ -295,6 +301,12 @@ impl<P: Port> Worker<P> {
             // The slow thread is behind: what is wanted will be wanted again.
             let _ = self.parts.notices.try_send(notice);
         }
+    }
+
+    /// From now on it is so much later than it is: for whoever drives a worker by hand.
+    pub fn advance(&mut self, time: Duration) {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.skipped_ns = self.skipped_ns.saturating_add(time);
     }
 
     /// This worker's counters as they are.

@@ -7,7 +7,13 @@ use overlane_api::{Attachment, Endpoint, Mode};
 
 use super::{Binding, Compiler, Effect, EndpointRecord};
 use crate::packet::meta::{Origin, Route, Target};
+use crate::packet::verdict::PortId;
 use crate::tables::endpoints::EndpointEntry;
+
+/// The ports of an attachment.
+fn ports_of(binding: Binding) -> impl Iterator<Item = PortId> {
+    (0..binding.queues.max(1)).map(move |queue| PortId(binding.port.0.saturating_add(queue)))
+}
 
 impl Compiler {
     pub(super) fn set_endpoint(&mut self, endpoint: Endpoint) -> Result<Vec<Effect>, ApiError> {
@@ -123,7 +129,7 @@ impl Compiler {
             self.endpoint_names[index as usize] = None;
             self.local_endpoints -= 1;
             if let Some(binding) = record.binding {
-                self.clear_port(binding.port);
+                self.clear_ports(binding);
             }
         }
         if let Attachment::Remote { peer } = &record.object.attachment
@@ -157,10 +163,18 @@ impl Compiler {
             }
         }
         if let Some(old) = old {
-            self.clear_port(old.port);
+            self.clear_ports(old);
         }
         if let Some(binding) = binding {
-            self.set_port(binding.port, Origin::Endpoint, binding.worker, index);
+            for port in ports_of(binding) {
+                self.set_port(port, Origin::Endpoint, binding.worker, index);
+            }
+        }
+    }
+
+    fn clear_ports(&mut self, binding: Binding) {
+        for port in ports_of(binding) {
+            self.clear_port(port);
         }
     }
 

@@ -39,8 +39,10 @@ pub enum Effect {
 /// What is known of a local endpoint's attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Binding {
-    /// Its port.
+    /// Its first port: what leaves to it leaves there.
     pub port: PortId,
+    /// How many ports it has, numbered on from the first: one for each queue of its interface.
+    pub queues: u16,
     /// Its home worker.
     pub worker: WorkerId,
     /// Its MAC.

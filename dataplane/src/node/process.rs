@@ -1,0 +1,342 @@
+//! The slow thread: one loop over the socket's calls, the kernel's news and the workers' notices.
+//! It alone changes objects and tables; workers see only what it publishes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use overlane_api::protocol::{ApiError, Op, Reply};
+use overlane_api::{Change, QueueId, WorkerId};
+
+use super::attach::EndpointAttachment;
+use super::links::{LinkEvent, LinkWatch};
+use super::neighbors::NeighborTable;
+use super::next_hops::NextHops;
+use super::plan::{self, PortNumbers};
+use super::settings::Settings;
+use super::socket::{Call, CallReceiver, Server, mailbox};
+use super::uplink::{HostAttachment, Uplink};
+use super::workers::Workers;
+use crate::io::Port;
+use crate::io::af_xdp::plan::{BudgetTooSmall, MemoryPlan};
+use crate::io::af_xdp::{AfXdpPort, BindMode, RingSizes, Umem, UmemOptions};
+use crate::packet::meta::Origin;
+use crate::packet::pool::UmemId;
+use crate::packet::verdict::PortId;
+use crate::tables::compile::{Compiler, Effect};
+use crate::tables::publish::Publisher;
+use crate::worker::PortView;
+
+/// How long the slow thread waits for news: also how late a worker's notice may be seen.
+const TICK_MS: u16 = 20;
+
+/// What the process cannot do.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each message is its cause's")]
+pub enum ProcessError {
+    #[error(transparent)]
+    Interface(#[from] crate::io::af_xdp::interface::InterfaceError),
+    #[error(transparent)]
+    Offload(#[from] crate::io::af_xdp::offload::OffloadError),
+    #[error(transparent)]
+    Open(#[from] crate::io::af_xdp::OpenError),
+    #[error(transparent)]
+    Umem(#[from] crate::io::af_xdp::UmemError),
+    #[error(transparent)]
+    Steering(#[from] overlane_bpf::BpfError),
+    #[error(transparent)]
+    HostPort(#[from] super::host_port::HostPortError),
+    #[error(transparent)]
+    Netlink(#[from] super::netlink::NetlinkError),
+    #[error(transparent)]
+    Socket(#[from] super::socket::SocketError),
+    #[error(transparent)]
+    Memory(#[from] BudgetTooSmall),
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+    #[error(
+        "the MAC of the pod behind {0} is not known: its namespace was not found; \
+         annotate the pod with overlane.io/mac"
+    )]
+    NoMac(String),
+    #[error("65535 ports are in use: lower the number of endpoints")]
+    NoPortNumber,
+    #[error("worker {0} has ended: please report it, with the log")]
+    WorkerGone(WorkerId),
+}
+
+/// A port that a worker serves, as status shows it.
+#[derive(Debug)]
+pub(super) struct OpenPortRecord {
+    pub(super) id: PortId,
+    pub(super) interface: String,
+    pub(super) queue: QueueId,
+    pub(super) worker: WorkerId,
+    pub(super) origin: Origin,
+    pub(super) zero_copy: bool,
+    pub(super) umem: u8,
+    pub(super) view: PortView,
+}
+
+/// The whole process, but for its workers' threads. What it attached is detached when it is
+/// dropped.
+#[derive(Debug)]
+pub struct Process {
+    pub(super) settings: Settings,
+    pub(super) compiler: Compiler,
+    pub(super) publisher: Publisher,
+    // The fields are dropped in this order: programs and ports before the workers that serve them.
+    pub(super) uplink: Option<Uplink>,
+    pub(super) host: Option<HostAttachment>,
+    pub(super) endpoints: BTreeMap<String, EndpointAttachment>,
+    pub(super) workers: Workers,
+    pub(super) umems: Vec<Umem>,
+    pub(super) plan: MemoryPlan,
+    pub(super) numbers: PortNumbers,
+    pub(super) next_hops: NextHops,
+    pub(super) links: LinkWatch,
+    pub(super) warnings: BTreeMap<&'static str, String>,
+    pub(super) started: Instant,
+    pub(super) instance: u64,
+    server: Option<Server>,
+    calls: CallReceiver,
+}
+
+impl Process {
+    /// Makes the memory, starts the workers and listens on the socket.
+    ///
+    /// # Errors
+    /// [`ProcessError`]; nothing is left behind then.
+    pub fn start(settings: Settings) -> Result<Self, ProcessError> {
+        let workers = settings.workers();
+        let plan = plan::memory(settings.max_endpoints, workers, settings.memory_budget_bytes)?;
+        let (sender, calls) = mailbox().map_err(std::io::Error::from)?;
+        // The socket first: it says whether another dataplane runs here.
+        let server = Server::start(&settings.socket, settings.group.as_deref(), sender)?;
+        let umem = Umem::create(UmemOptions {
+            id: UmemId(0),
+            chunks: plan.chunks,
+            fill_extra: plan.fill_extra,
+            rings: RingSizes::default(),
+            mode: BindMode::Copy,
+        })?;
+        let publisher = Publisher::new(workers);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Ok(Self {
+            compiler: Compiler::new(workers),
+            workers: Workers::start(&settings, &publisher, umem.depot())?,
+            publisher,
+            uplink: None,
+            host: None,
+            endpoints: BTreeMap::new(),
+            umems: vec![umem],
+            plan,
+            numbers: PortNumbers::default(),
+            next_hops: NextHops::new(NeighborTable::open()?),
+            links: LinkWatch::open()?,
+            warnings: BTreeMap::new(),
+            started: Instant::now(),
+            instance: now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)),
+            server: Some(server),
+            calls,
+            settings,
+        })
+    }
+
+    /// Works until `stop` is set, then lets go of everything.
+    ///
+    /// # Errors
+    /// [`ProcessError::WorkerGone`]: the process is of no more use then.
+    pub fn run(mut self, stop: &Arc<AtomicBool>) -> Result<(), ProcessError> {
+        let outcome = loop {
+            if stop.load(Ordering::Relaxed) {
+                break Ok(());
+            }
+            if let Some(worker) = self.workers.has_failed() {
+                break Err(ProcessError::WorkerGone(worker));
+            }
+            self.wait();
+            self.work(Instant::now());
+        };
+        // Whoever asks now is told that nobody is there.
+        self.server = None;
+        for name in self.endpoints.keys().cloned().collect::<Vec<_>>() {
+            self.detach_endpoint(&name);
+        }
+        self.close_host_port();
+        self.close_uplink();
+        outcome
+    }
+
+    fn wait(&self) {
+        let busy = self.links.is_busy() || self.next_hops.table.is_busy();
+        let timeout = if busy { PollTimeout::ZERO } else { PollTimeout::from(TICK_MS) };
+        let mut fds = [
+            PollFd::new(self.calls.fd(), PollFlags::POLLIN),
+            PollFd::new(self.links.fd(), PollFlags::POLLIN),
+            PollFd::new(self.next_hops.table.fd(), PollFlags::POLLIN),
+        ];
+        // Interrupted by a signal or timed out: there is something to look at anyway.
+        if poll(&mut fds, timeout).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn work(&mut self, now: Instant) {
+        let mut changed = self.process_links();
+        changed |= self.process_neighbors(now);
+        changed |= self.process_notices(now);
+        if changed {
+            self.publish();
+        }
+        while let Some(call) = self.calls.next() {
+            self.answer(call);
+        }
+        self.publisher.collect();
+    }
+
+    fn process_links(&mut self) -> bool {
+        let events = match self.links.process() {
+            Ok(events) => events,
+            Err(error) => {
+                self.warn("links", error.to_string());
+                return false;
+            }
+        };
+        for event in &events {
+            match event {
+                LinkEvent::Added(link) | LinkEvent::Changed(link) => self.link_came(&link.name),
+                LinkEvent::Removed { name, .. } => self.link_went(name),
+            }
+        }
+        !events.is_empty()
+    }
+
+    fn link_came(&mut self, name: &str) {
+        let wants = |node: &overlane_api::Node| node.uplink == name;
+        if self.uplink.is_none() && self.compiler.node().is_some_and(wants) {
+            self.configure_node();
+            self.resolve_all();
+        }
+        self.interface_came(name);
+    }
+
+    fn link_went(&mut self, name: &str) {
+        if self.uplink.as_ref().is_some_and(|uplink| uplink.name == name) {
+            self.close_uplink();
+            self.resolve_all();
+            self.warn("uplink", format!("interface {name} is gone; waiting for it"));
+        }
+        self.interface_went(name);
+    }
+
+    fn answer(&mut self, call: Call) {
+        let answer = match call.op {
+            Op::Hello => Ok(Reply::Hello {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                instance: self.instance,
+            }),
+            Op::Installed => Ok(Reply::Installed { objects: self.compiler.installed() }),
+            Op::Apply { changes } => self.apply(changes),
+            Op::Status => Ok(Reply::Status(Box::new(self.status()))),
+            Op::Endpoints => Ok(Reply::Endpoints(self.endpoint_statuses())),
+            Op::Peers => Ok(Reply::Peers(self.peer_statuses())),
+            Op::Drops => Ok(Reply::Drops(self.drop_report())),
+        };
+        // Whoever asked may have gone.
+        let _ = call.reply.send(answer);
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) -> Result<Reply, ApiError> {
+        let effects = self.compiler.apply(changes)?;
+        let mut warnings = Vec::new();
+        let mut steer = false;
+        for effect in effects {
+            match effect {
+                Effect::Node => {
+                    self.configure_node();
+                    self.resolve_all();
+                }
+                Effect::PeerSet(name) => {
+                    self.follow_peer(&name);
+                    steer = true;
+                }
+                Effect::PeerRemoved(peer) => {
+                    self.forget_peer(&peer.name);
+                    steer = true;
+                }
+                Effect::EndpointSet(name) => {
+                    warnings.extend(self.attach_endpoint(&name));
+                    steer = true;
+                }
+                Effect::EndpointRemoved(name) => {
+                    self.detach_endpoint(&name);
+                    steer = true;
+                }
+            }
+        }
+        if steer {
+            self.steer();
+        }
+        let generation = self.publish();
+        warnings.extend(self.warnings.values().cloned());
+        Ok(Reply::Applied { generation, warnings })
+    }
+
+    /// Makes the tables as they are now the ones in force.
+    pub(super) fn publish(&mut self) -> u64 {
+        let generation = self.publisher.publish(self.compiler.snapshot());
+        self.workers.ring();
+        generation
+    }
+
+    /// Remembers what is not as it should be, and says it once.
+    pub(super) fn warn(&mut self, about: &'static str, what: String) {
+        if self.warnings.get(about) != Some(&what) {
+            tracing::warn!(about, "{what}");
+            self.warnings.insert(about, what);
+        }
+    }
+
+    pub(super) fn clear_warning(&mut self, about: &'static str) {
+        self.warnings.remove(about);
+    }
+
+    /// Gives a port of its own number to a worker.
+    pub(super) fn hand_to_worker(
+        &mut self,
+        port: AfXdpPort,
+        interface: &str,
+        queue: u32,
+        worker: WorkerId,
+        origin: Origin,
+    ) -> Result<OpenPortRecord, ProcessError> {
+        let id = self.numbers.take(1).ok_or(ProcessError::NoPortNumber)?;
+        Ok(self.hand_over(port, id, interface, queue, worker, origin))
+    }
+
+    /// Gives a port to a worker.
+    pub(super) fn hand_over(
+        &mut self,
+        port: AfXdpPort,
+        id: PortId,
+        interface: &str,
+        queue: u32,
+        worker: WorkerId,
+        origin: Origin,
+    ) -> OpenPortRecord {
+        let (zero_copy, umem) = (port.is_zero_copy(), port.umem().0);
+        let view = self.workers.add_port(worker, id, origin, port);
+        let interface = interface.to_owned();
+        let queue = QueueId(queue);
+        OpenPortRecord { id, interface, queue, worker, origin, zero_copy, umem, view }
+    }
+
+    /// Takes a port back from its worker: its socket is closed, its number free.
+    pub(super) fn take_from_worker(&mut self, record: &OpenPortRecord) {
+        self.workers.remove_ports(record.worker, std::iter::once(record.id));
+        self.numbers.give(record.id, 1);
+    }
+}

@@ -1,0 +1,215 @@
+//! The uplink and the host port: opened when control has described the node and the interfaces are
+//! there, closed and opened again when they change.
+
+use overlane_api::{Mode, WorkerId};
+use overlane_bpf::{UplinkSettings, UplinkSteering};
+
+use super::host_port::{HostPort, HostPortSettings};
+use super::plan;
+use super::process::{OpenPortRecord, Process, ProcessError};
+use crate::io::af_xdp::interface::{self, Interface};
+use crate::io::af_xdp::{AfXdpPort, BindMode, OpenPort, RingSizes, Umem, UmemOptions};
+use crate::packet::meta::Origin;
+use crate::packet::pool::UmemId;
+use crate::tables::node::{HostBinding, UplinkBinding};
+use overlane_api::status::PortKind;
+
+/// Chunks of a UMEM for a zero-copy uplink: its rings, and as many again under way.
+const ZERO_COPY_CHUNKS: u32 = 8192;
+
+/// The uplink as it is open.
+#[derive(Debug)]
+pub(super) struct Uplink {
+    pub(super) name: String,
+    pub(super) ifindex: u32,
+    pub(super) steering: UplinkSteering,
+    pub(super) ports: Vec<OpenPortRecord>,
+}
+
+/// The host port as it is open. The pair goes when this is dropped.
+#[derive(Debug)]
+pub(super) struct HostAttachment {
+    pub(super) pair: HostPort,
+    pub(super) port: OpenPortRecord,
+    /// Dropped with the port: detaches the program.
+    pub(super) _steering: overlane_bpf::PortSteering,
+}
+
+impl Process {
+    /// Brings uplink and host port to what the node object asks for. What cannot be done now is
+    /// a warning, and tried again when interfaces change.
+    pub(super) fn configure_node(&mut self) {
+        let Some(node) = self.compiler.node().cloned() else {
+            self.close_uplink();
+            self.close_host_port();
+            return;
+        };
+        if self.uplink.as_ref().is_some_and(|uplink| uplink.name != node.uplink) {
+            self.close_uplink();
+        }
+        if self.uplink.is_none() {
+            match self.open_uplink(&node.uplink) {
+                Ok(()) => self.clear_warning("uplink"),
+                Err(error) => self.warn("uplink", error.to_string()),
+            }
+        }
+        let wanted = HostPortSettings::of(&node);
+        if self.host.as_ref().map(|host| host.pair.settings()) != wanted.as_ref() {
+            self.close_host_port();
+        }
+        if let (None, Some(settings)) = (&self.host, wanted) {
+            match self.open_host_port(settings) {
+                Ok(()) => self.clear_warning("host port"),
+                Err(error) => self.warn("host port", error.to_string()),
+            }
+        }
+        self.steer();
+    }
+
+    fn open_uplink(&mut self, name: &str) -> Result<(), ProcessError> {
+        let device = Interface::find(name)?;
+        let queues = device.queues.rx.max(1);
+        // An old kernel does not say, and copy mode works everywhere.
+        let support = interface::xdp_support(name).ok().flatten();
+        let zero_copy = support.is_some_and(|support| support.zero_copy);
+        let umem = if zero_copy { self.zero_copy_umem()? } else { 0 };
+        let mut steering = UplinkSteering::attach(name, queues)?;
+        let mut ports = Vec::new();
+        let mut binding = UplinkBinding { mac: device.mac, ports: Vec::new() };
+        for queue in 0..queues {
+            let worker = plan::uplink_worker(queue, self.workers.len());
+            let is_veth = device.driver.as_deref() == Some("veth");
+            let mut options =
+                if is_veth { OpenPort::veth(name, queue) } else { OpenPort::nic(name, queue) };
+            options.fill_min = options.fill_min.max(self.uplink_fill_min());
+            let port = AfXdpPort::open(&self.umems[umem], &options)?;
+            steering.register_socket(queue, port.fd())?;
+            let record = self.hand_to_worker(port, name, queue, worker, Origin::Uplink)?;
+            binding.ports.push((worker, record.id));
+            ports.push(record);
+        }
+        steering.configure(&UplinkSettings::default())?;
+        self.compiler.bind_uplink(binding);
+        tracing::info!(interface = name, queues, zero_copy, "uplink attached");
+        self.uplink =
+            Some(Uplink { name: name.to_owned(), ifindex: device.index, steering, ports });
+        Ok(())
+    }
+
+    /// Free frames that an uplink queue keeps: bursts from the network are larger than a pod's.
+    fn uplink_fill_min(&self) -> u32 {
+        (self.plan.chunks / 16).clamp(64, 1024)
+    }
+
+    /// The UMEM of zero-copy devices, made at the first one's coming: veths cannot share it.
+    fn zero_copy_umem(&mut self) -> Result<usize, ProcessError> {
+        let zero_copy = |umem: &Umem| umem.mode() == BindMode::ZeroCopy;
+        if let Some(found) = self.umems.iter().position(zero_copy) {
+            return Ok(found);
+        }
+        let number = self.umems.len();
+        let umem = Umem::create(UmemOptions {
+            id: UmemId(u8::try_from(number).unwrap_or(u8::MAX)),
+            chunks: ZERO_COPY_CHUNKS,
+            fill_extra: ZERO_COPY_CHUNKS / 2,
+            rings: RingSizes { rx: 2048, tx: 1024, fill: 2048, completion: 1024 },
+            mode: BindMode::ZeroCopy,
+        })?;
+        self.workers.add_umem(umem.depot());
+        self.umems.push(umem);
+        Ok(number)
+    }
+
+    pub(super) fn close_uplink(&mut self) {
+        let Some(uplink) = self.uplink.take() else { return };
+        self.compiler.bind_uplink(UplinkBinding::default());
+        self.publish();
+        // First the kernel gets its packets back, then the sockets close.
+        drop(uplink.steering);
+        for record in uplink.ports {
+            self.take_from_worker(&record);
+        }
+        tracing::info!(interface = uplink.name, "uplink detached");
+    }
+
+    fn open_host_port(&mut self, settings: HostPortSettings) -> Result<(), ProcessError> {
+        let pair = HostPort::create(settings)?;
+        let name = pair.dataplane_interface();
+        let worker = WorkerId(0);
+        // The host's own stack leaves checksums and segmentation to the device as well.
+        crate::io::af_xdp::offload::prepare_veth(&name, None)?;
+        let port = AfXdpPort::open(&self.umems[0], &OpenPort::veth(&name, 0))?;
+        let steering = overlane_bpf::PortSteering::attach(&name, 1)?;
+        steering.register_socket(0, port.fd())?;
+        let record = self.hand_to_worker(port, &name, 0, worker, Origin::Host)?;
+        self.compiler.bind_host(Some(HostBinding {
+            port: record.id,
+            worker,
+            mac: pair.host_mac(),
+        }));
+        self.host = Some(HostAttachment { pair, port: record, _steering: steering });
+        Ok(())
+    }
+
+    pub(super) fn close_host_port(&mut self) {
+        let Some(host) = self.host.take() else { return };
+        self.compiler.bind_host(None);
+        self.publish();
+        self.take_from_worker(&host.port);
+    }
+
+    /// Tells the uplink's program what is ours, and the host which way its pods are.
+    pub(super) fn steer(&mut self) {
+        let Some(node) = self.compiler.node().cloned() else { return };
+        let flat = node.mode == Mode::Flat;
+        let pods = if flat { self.local_addresses() } else { Vec::new() };
+        if let Some(uplink) = &mut self.uplink {
+            let port = |mode| self.compiler.uses(mode);
+            let settings = UplinkSettings {
+                geneve_port: port(Mode::Geneve).then_some(node.encap.geneve_port),
+                vxlan_port: port(Mode::Vxlan).then_some(node.encap.vxlan_port),
+                answer_neighbors: flat,
+            };
+            let native = self.compiler.uses(Mode::Native);
+            let prefixes = match (flat, native) {
+                (true, _) => pods.clone(),
+                (false, true) => node.pod_cidrs.clone(),
+                (false, false) => Vec::new(),
+            };
+            let steered = uplink
+                .steering
+                .set_node_addresses(&node.addresses)
+                .and_then(|()| uplink.steering.set_prefixes(&prefixes))
+                .and_then(|()| uplink.steering.configure(&settings));
+            if let Err(error) = steered {
+                self.warn("steering", error.to_string());
+            } else {
+                self.clear_warning("steering");
+            }
+        }
+        let routes = if flat { pods } else { node.cluster_cidrs };
+        let routed = self.host.as_mut().map(|host| host.pair.set_routes(&routes));
+        match routed {
+            Some(Err(error)) => self.warn("host routes", error.to_string()),
+            _ => self.clear_warning("host routes"),
+        }
+    }
+
+    /// Local endpoints' addresses as host prefixes.
+    fn local_addresses(&self) -> Vec<ipnet::IpNet> {
+        let names = self.compiler.local_names();
+        names
+            .filter_map(|name| self.compiler.endpoint(&name).map(|(e, _)| e.addresses.clone()))
+            .flatten()
+            .map(ipnet::IpNet::from)
+            .collect()
+    }
+
+    pub(super) fn port_kind(origin: Origin) -> PortKind {
+        match origin {
+            Origin::Uplink | Origin::Tunnel => PortKind::Uplink,
+            Origin::Host | Origin::Local => PortKind::Host,
+            Origin::Endpoint => PortKind::Endpoint,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The workers as the slow thread sees them: their threads, their commands, their counters.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use overlane_api::WorkerId;
+
+use super::settings::{Polling, Settings};
+use crate::io::af_xdp::AfXdpPort;
+use crate::packet::meta::Origin;
+use crate::packet::pool::Depot;
+use crate::packet::verdict::PortId;
+use crate::stages::Notice;
+use crate::stats::counters::{Counters, Published};
+use crate::tables::publish::Publisher;
+use crate::worker::handoff::{Bell, Lanes};
+use crate::worker::{Command, Parts, PortView, Worker, run};
+
+/// How long a worker may take to let go of a port.
+const REMOVE_WAIT: Duration = Duration::from_secs(2);
+
+/// Notices that wait for the slow thread at once.
+const NOTICES: usize = 1024;
+
+#[derive(Debug)]
+struct Handle {
+    commands: Sender<Command<AfXdpPort>>,
+    published: Arc<Published>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// All workers. Dropping this stops them.
+#[derive(Debug)]
+pub struct Workers {
+    handles: Vec<Handle>,
+    bells: Arc<[Bell]>,
+    notices: Receiver<Notice>,
+}
+
+impl Workers {
+    /// Starts the workers, each with the frames of `depot`.
+    ///
+    /// # Errors
+    /// The system has no thread or file descriptor left.
+    pub fn start(
+        settings: &Settings,
+        publisher: &Publisher,
+        depot: &Arc<Depot>,
+    ) -> std::io::Result<Self> {
+        let polling = match settings.polling {
+            Polling::Busy => run::Polling::Busy,
+            Polling::Adaptive => run::Polling::Adaptive,
+        };
+        let (notice_sender, notices) = bounded(NOTICES);
+        let lanes = Lanes::between(settings.workers())?;
+        let bells = lanes.first().map(|lanes| lanes.bells.clone()).unwrap_or_else(|| [].into());
+        let mut workers = Self { handles: Vec::new(), bells, notices };
+        for ((number, lanes), cpu) in (0_u8..).zip(lanes).zip(&settings.worker_cpus) {
+            let (commands, receiver) = unbounded();
+            let published = Published::new();
+            let worker = Worker::<AfXdpPort>::new(Parts {
+                id: WorkerId(number),
+                tables: publisher.subscribe(usize::from(number)),
+                depots: vec![depot.clone()],
+                lanes,
+                published: published.clone(),
+                commands: receiver,
+                notices: notice_sender.clone(),
+            });
+            let cpu = *cpu;
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || worker.run(polling, Some(cpu)))?;
+            workers.handles.push(Handle { commands, published, thread: Some(thread) });
+        }
+        Ok(workers)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Is there none?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.handles.is_empty()
+    }
+
+    /// A worker's counters as published.
+    #[must_use]
+    pub fn counters(&self, worker: WorkerId) -> Counters {
+        self.handles.get(worker.index()).map(|h| h.published.read()).unwrap_or_default()
+    }
+
+    /// What a worker wants to be looked at, if anything.
+    #[must_use]
+    pub fn notice(&self) -> Option<Notice> {
+        self.notices.try_recv().ok()
+    }
+
+    /// Is a worker's thread no longer running?
+    #[must_use]
+    pub fn has_failed(&self) -> Option<WorkerId> {
+        let dead = |h: &Handle| h.thread.as_ref().is_some_and(JoinHandle::is_finished);
+        let number = self.handles.iter().position(dead)?;
+        u8::try_from(number).ok().map(WorkerId)
+    }
+
+    fn tell(&self, worker: WorkerId, command: Command<AfXdpPort>) {
+        if let Some(handle) = self.handles.get(worker.index()) {
+            // A worker that is gone has let go of everything.
+            let _ = handle.commands.send(command);
+        }
+        if let Some(bell) = self.bells.get(worker.index()) {
+            bell.ring();
+        }
+    }
+
+    /// Wakes all workers: the tables changed.
+    pub fn ring(&self) {
+        self.bells.iter().for_each(Bell::ring);
+    }
+
+    /// Gives a port to a worker; its counters are seen through the view.
+    #[must_use]
+    pub fn add_port(
+        &self,
+        worker: WorkerId,
+        id: PortId,
+        origin: Origin,
+        port: AfXdpPort,
+    ) -> PortView {
+        let view = PortView::default();
+        self.tell(worker, Command::AddPort { id, origin, port, view: view.clone() });
+        view
+    }
+
+    /// Takes ports from a worker, and waits until their sockets are closed.
+    pub fn remove_ports(&self, worker: WorkerId, ports: impl Iterator<Item = PortId>) {
+        let (done, finished) = unbounded();
+        let mut waiting = 0;
+        for id in ports {
+            self.tell(worker, Command::RemovePort { id, done: done.clone() });
+            waiting += 1;
+        }
+        for _ in 0..waiting {
+            if finished.recv_timeout(REMOVE_WAIT).is_err() {
+                tracing::warn!(%worker, "the worker does not let go of a port");
+                return;
+            }
+        }
+    }
+
+    /// Tells all workers of another UMEM.
+    pub fn add_umem(&self, depot: &Arc<Depot>) {
+        for number in 0..self.handles.len() {
+            if let Ok(number) = u8::try_from(number) {
+                self.tell(WorkerId(number), Command::AddUmem(depot.clone()));
+            }
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for number in 0..self.handles.len() {
+            if let Ok(number) = u8::try_from(number) {
+                self.tell(WorkerId(number), Command::Stop);
+            }
+        }
+        for handle in &mut self.handles {
+            if let Some(thread) = handle.thread.take()
+                && thread.join().is_err()
+            {
+                tracing::error!("a worker ended by a panic: please report it");
+            }
+        }
+    }
+}
