@@ -1,7 +1,8 @@
 //! Packet in, packet out: a whole node in memory. One file per behaviour; each test says what goes
-//! in, what must come out, and which counters move. etherparse is the witness: it builds what goes
-//! in and reads what comes out.
+//! in, exactly what must come out, and exactly which counters move. etherparse is the witness: it
+//! builds what goes in and what is expected.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
+mod bed;
 mod build;
-mod overlay;
+mod encap;
