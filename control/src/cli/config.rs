@@ -1,0 +1,111 @@
+//! `overlane config check FILE`: would this configuration be accepted?
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::{Answer, Cli, CliError};
+use crate::config;
+use crate::desired;
+use crate::sources::directory::Directory;
+use crate::sources::{Problem, Source, View};
+use crate::status::Counts;
+use crate::validate::validate;
+
+/// Verbs of `overlane config`.
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Checks a configuration, and manifests with it, as a whole. Nothing is changed.
+    Check {
+        /// The node's configuration (YAML). Documents with a `kind` in it are manifests.
+        file: std::path::PathBuf,
+        /// Directory of Kubernetes manifests to check with it.
+        #[arg(long, value_name = "DIR")]
+        manifests: Option<std::path::PathBuf>,
+    },
+}
+
+/// What `config check` prints as JSON.
+#[derive(Debug, Default, Serialize)]
+struct Verdict {
+    file: String,
+    accepted: bool,
+    /// Everything that is wrong.
+    refusals: Vec<String>,
+    /// What is accepted and waits for something or is not used.
+    notes: Vec<String>,
+    /// What the manifests come to; absent when none were checked.
+    objects: Option<Counts>,
+}
+
+/// Checks `file`, and the manifests in it and in `directory`.
+///
+/// # Errors
+/// When the answer cannot be written; a refused configuration is an answer.
+pub fn check(cli: &Cli, file: &Path, directory: Option<&Path>) -> Result<Answer, CliError> {
+    let mut verdict = judge(file, directory);
+    verdict.accepted = verdict.refusals.is_empty();
+    let mut answer = cli.answer(&verdict, || screen(&verdict))?;
+    answer.worked = verdict.accepted;
+    Ok(answer)
+}
+
+fn judge(file: &Path, directory: Option<&Path>) -> Verdict {
+    let place = file.display().to_string();
+    let mut verdict = Verdict { file: place.clone(), ..Verdict::default() };
+    let read = match config::load(file) {
+        Ok(read) => read,
+        Err(error) => {
+            verdict.refusals.push(error.to_string());
+            return verdict;
+        }
+    };
+    let mut view = directory
+        .and_then(|directory| Directory::new(directory).wait(Duration::ZERO))
+        .unwrap_or_default();
+    for manifest in read.manifests {
+        let key = manifest.key();
+        if let Some((_, other)) = view.manifests.get(&key) {
+            let message = format!("{key} is also in {other}: remove it from one of the two");
+            view.problems.push(Problem { place: place.clone(), message });
+            continue;
+        }
+        view.manifests.insert(key, (manifest, place.clone()));
+    }
+    match validate(read.config) {
+        Ok(config) if directory.is_some() || !view.manifests.is_empty() => {
+            let desired = desired::compile(&config, &view, &BTreeMap::new());
+            verdict.objects = Some(Counts::of(desired.objects.keys()));
+            verdict.refusals.extend(desired.problems.iter().map(Problem::to_string));
+            verdict.notes.extend(desired.pending.into_iter().chain(desired.notes));
+        }
+        Ok(_) => {}
+        Err(refusals) => {
+            verdict.refusals.extend(refusals.iter().map(|refusal| format!("{place}: {refusal}")));
+            let View { problems, .. } = view;
+            verdict.refusals.extend(problems.iter().map(Problem::to_string));
+        }
+    }
+    verdict
+}
+
+fn screen(verdict: &Verdict) -> String {
+    let mut screen = String::new();
+    for refusal in &verdict.refusals {
+        let _ = writeln!(screen, "refused: {refusal}");
+    }
+    for note in &verdict.notes {
+        let _ = writeln!(screen, "note: {note}");
+    }
+    if let Some(Counts { node, peers, endpoints }) = verdict.objects {
+        let _ = writeln!(screen, "objects: {node} node, {peers} peers, {endpoints} endpoints");
+    }
+    if verdict.accepted {
+        let _ = writeln!(screen, "{} is accepted", verdict.file);
+    }
+    screen
+}

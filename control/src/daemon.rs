@@ -1,0 +1,192 @@
+//! The control process: reads, compiles, pushes, until a signal.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::config::{self, ConfigError};
+use crate::credentials::{Allowed, CredentialError};
+use crate::desired::{self, Desired};
+use crate::reconcile::Reconciler;
+use crate::socket::{Server, Shared, SocketError};
+use crate::sources::directory::Directory;
+use crate::sources::{Source, View};
+use crate::status::ControlStatus;
+use crate::validate::{Refusal, Validated, validate};
+
+/// How often the source's thread looks whether it should end.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Holds a node's desired state and keeps its dataplane in step with it.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "overlane-control", version)]
+pub struct Arguments {
+    /// The node's configuration (YAML).
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Directory of Kubernetes manifests.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// The dataplane's socket.
+    #[arg(long, value_name = "PATH", default_value = "/run/overlane/dataplane.sock")]
+    pub dataplane_socket: PathBuf,
+    /// This process's own socket.
+    #[arg(long, value_name = "PATH", default_value = "/run/overlane/control.sock")]
+    pub socket: PathBuf,
+    /// Group whose members may use the socket, besides root.
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
+    /// What is logged: error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log: tracing_subscriber::filter::LevelFilter,
+}
+
+/// Why the process did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration is refused.
+    #[error("{path} is refused:{}", .refusals.iter().map(|refusal| format!("\n  {refusal}")).collect::<String>(), path = .path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Everything that is wrong.
+        refusals: Vec<Refusal>,
+    },
+    /// The group does not exist.
+    #[error(transparent)]
+    Group(#[from] CredentialError),
+    /// The socket cannot be served.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Signals or threads cannot be set up.
+    #[error("cannot start: {0}")]
+    Start(#[from] std::io::Error),
+}
+
+/// What the main loop waits for.
+enum Event {
+    /// The source knows something new.
+    View(View),
+    /// A signal.
+    Stop,
+}
+
+/// Runs the control process until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`DaemonError`] when it cannot start; nothing is changed then.
+pub fn run(arguments: &Arguments) -> Result<(), DaemonError> {
+    let file = config::load(&arguments.config)?;
+    if !file.manifests.is_empty() {
+        tracing::warn!(
+            "{}: {} manifests beside the configuration are not used; move them to {}",
+            arguments.config.display(),
+            file.manifests.len(),
+            arguments.manifests.display()
+        );
+    }
+    let config = validate(file.config)
+        .map_err(|refusals| DaemonError::Refused { path: arguments.config.clone(), refusals })?;
+    let allowed = Allowed::new(arguments.group.as_deref())?;
+    let status = ControlStatus {
+        version: crate::VERSION.to_owned(),
+        pid: std::process::id(),
+        node: config.node_name.clone(),
+        ..ControlStatus::default()
+    };
+    let shared: Shared = Arc::new(Mutex::new(status));
+    let (sender, events) = mpsc::channel();
+    stop_on_signal(sender.clone())?;
+    let server = Server::start(&arguments.socket, allowed, Arc::clone(&shared))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let source = follow(Directory::new(&arguments.manifests), sender, Arc::clone(&stop))?;
+    tracing::info!(node = config.node_name, manifests = %arguments.manifests.display(), "started");
+    let mut keeper = Keeper::new(config, Reconciler::new(&arguments.dataplane_socket), shared);
+    loop {
+        let wait = keeper.step();
+        match events.recv_timeout(wait) {
+            Ok(Event::View(view)) => keeper.take(&view),
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    tracing::info!("ending; forwarding goes on");
+    stop.store(true, Ordering::Relaxed);
+    drop(server);
+    let _ = source.join();
+    Ok(())
+}
+
+fn stop_on_signal(sender: Sender<Event>) -> Result<(), std::io::Error> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if signals.forever().next().is_some() {
+            let _ = sender.send(Event::Stop);
+        }
+    })?;
+    Ok(())
+}
+
+fn follow(
+    mut source: impl Source + 'static,
+    sender: Sender<Event>,
+    stop: Arc<AtomicBool>,
+) -> Result<JoinHandle<()>, std::io::Error> {
+    std::thread::Builder::new().name("source".into()).spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            if let Some(view) = source.wait(LOOK)
+                && sender.send(Event::View(view)).is_err()
+            {
+                return;
+            }
+        }
+    })
+}
+
+/// Everything between a source's view and the dataplane.
+struct Keeper {
+    config: Validated,
+    reconciler: Reconciler,
+    desired: Desired,
+    shared: Shared,
+}
+
+impl Keeper {
+    fn new(config: Validated, reconciler: Reconciler, shared: Shared) -> Self {
+        Self { config, reconciler, desired: Desired::default(), shared }
+    }
+
+    /// Takes over what the source knows.
+    fn take(&mut self, view: &View) {
+        let new = desired::compile(&self.config, view, &self.desired.objects);
+        for problem in new.problems.iter().filter(|now| !self.desired.problems.contains(now)) {
+            tracing::error!("{problem}");
+        }
+        for note in new.pending.iter().chain(&new.notes) {
+            tracing::debug!("{note}");
+        }
+        self.reconciler.set_desired(&new);
+        self.desired = new;
+    }
+
+    /// Does what is due and says how long nothing else will be.
+    fn step(&mut self) -> Duration {
+        let wait = self.reconciler.step(Instant::now());
+        let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reconciler.report(&mut status);
+        status.problems.clone_from(&self.desired.problems);
+        status.pending.clone_from(&self.desired.pending);
+        status.notes.clone_from(&self.desired.notes);
+        wait
+    }
+}

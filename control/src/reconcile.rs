@@ -1,0 +1,355 @@
+//! Desired against installed: pushes the difference to the dataplane, in an order in which no
+//! packet meets a half-made change.
+//!
+//! ```text
+//!              connect, hello, installed            hello: same instance
+//!  Disconnected ------------------------> Connected --------------------+
+//!       ^  backoff 50 ms .. 2 s              |   ^                      |
+//!       +------------- any lost call --------+   +----------------------+
+//! ```
+//!
+//! The dataplane is asked what it has whenever it is met anew, and again every ten seconds. Only
+//! what differs is sent; where nothing differs, nothing is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use overlane_api::client::{Client, ClientError};
+use overlane_api::protocol::{ApiError, ErrorCode, MAX_CHANGES, Op, Reply};
+use overlane_api::{Change, Object, ObjectKey};
+
+use crate::desired::Desired;
+use crate::status::{Connection, ControlStatus, Counts, Refused};
+
+/// First wait after a lost connection.
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+/// Longest wait.
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// How often the dataplane is asked who it is: a restart is noticed this fast even when the
+/// connection did not break.
+const HELLO_EVERY: Duration = Duration::from_secs(1);
+/// How often everything is compared without a reason.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+/// Longest wait for one answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a push is repeated for what was refused while other changes came through: an
+/// address may only be free once its old owner has let go.
+const MAX_PASSES: usize = 3;
+
+/// An object with its digest, so that unchanged ones are digested once.
+#[derive(Debug)]
+struct Wanted {
+    object: Object,
+    digest: u64,
+}
+
+/// A refusal and the digest of what was refused (0 for a removal).
+#[derive(Debug)]
+struct Rejection {
+    digest: u64,
+    error: ApiError,
+}
+
+/// Keeps one dataplane as it should be.
+#[derive(Debug)]
+pub struct Reconciler {
+    socket: PathBuf,
+    desired: BTreeMap<ObjectKey, Wanted>,
+    /// Nothing is removed while the desired state is incomplete or not yet known.
+    keep_absent: bool,
+    installed: BTreeMap<ObjectKey, u64>,
+    rejected: BTreeMap<ObjectKey, Rejection>,
+    warnings: Vec<String>,
+    link: Link,
+    backoff: Duration,
+    next_try: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Link {
+    Down {
+        error: String,
+    },
+    Up {
+        client: Client,
+        version: String,
+        instance: u64,
+        next_hello: Instant,
+        next_compare: Instant,
+    },
+}
+
+impl Reconciler {
+    /// For the dataplane at `socket`.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            desired: BTreeMap::new(),
+            keep_absent: true,
+            installed: BTreeMap::new(),
+            rejected: BTreeMap::new(),
+            warnings: Vec::new(),
+            link: Link::Down { error: String::new() },
+            backoff: FIRST_BACKOFF,
+            next_try: None,
+        }
+    }
+
+    /// Sets what should be. It is pushed by the next [`Self::step`].
+    pub fn set_desired(&mut self, desired: &Desired) {
+        let mut old = std::mem::take(&mut self.desired);
+        self.keep_absent = desired.incomplete;
+        self.desired = desired
+            .objects
+            .iter()
+            .map(|(key, object)| {
+                let same = old.remove(key).filter(|wanted| wanted.object == *object);
+                let wanted = same
+                    .unwrap_or_else(|| Wanted { object: object.clone(), digest: object.digest() });
+                (key.clone(), wanted)
+            })
+            .collect();
+        // What was refused may be right in new company.
+        self.rejected.clear();
+    }
+
+    /// Does what is due at `now`, and says how long nothing else will be. Blocks as long as the
+    /// dataplane takes to answer, at most a few seconds.
+    pub fn step(&mut self, now: Instant) -> Duration {
+        if let Err(error) = self.try_step(now) {
+            self.lose(&error, now);
+        }
+        let due = match &self.link {
+            Link::Down { .. } => self.next_try,
+            Link::Up { next_hello, next_compare, .. } => Some(*next_hello.min(next_compare)),
+        };
+        due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()))
+    }
+
+    fn try_step(&mut self, now: Instant) -> Result<(), ClientError> {
+        match &mut self.link {
+            Link::Down { .. } => {
+                if self.next_try.is_some_and(|next| now < next) {
+                    return Ok(());
+                }
+                self.connect(now)?;
+            }
+            Link::Up { client, instance, next_hello, next_compare, .. } => {
+                if now >= *next_hello {
+                    let (_, found) = hello(client)?;
+                    *next_hello = now + HELLO_EVERY;
+                    if found != *instance {
+                        tracing::info!(
+                            "another dataplane answers at the socket; comparing everything"
+                        );
+                        *instance = found;
+                        *next_compare = now;
+                        self.rejected.clear();
+                    }
+                }
+                if now >= *next_compare {
+                    self.installed = installed(client)?;
+                    *next_compare = now + COMPARE_EVERY;
+                    self.rejected.retain(|_, rejection| rejection.error.code == ErrorCode::Refused);
+                }
+            }
+        }
+        self.push()
+    }
+
+    fn connect(&mut self, now: Instant) -> Result<(), ClientError> {
+        let mut client = Client::connect(&self.socket, CALL_TIMEOUT)?;
+        let (version, instance) = hello(&mut client)?;
+        self.installed = installed(&mut client)?;
+        self.rejected.clear();
+        tracing::info!(socket = %self.socket.display(), version, objects = self.installed.len(), "connected to the dataplane");
+        self.backoff = FIRST_BACKOFF;
+        let (next_hello, next_compare) = (now + HELLO_EVERY, now + COMPARE_EVERY);
+        self.link = Link::Up { client, version, instance, next_hello, next_compare };
+        Ok(())
+    }
+
+    fn lose(&mut self, error: &ClientError, now: Instant) {
+        let text = error.to_string();
+        match &self.link {
+            Link::Down { error } if *error == text => {}
+            _ => tracing::warn!("{text}; trying again, forwarding is not affected"),
+        }
+        self.link = Link::Down { error: text };
+        self.installed.clear();
+        self.next_try = Some(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+    }
+
+    fn push(&mut self) -> Result<(), ClientError> {
+        for _ in 0..MAX_PASSES {
+            let changes = self.difference();
+            if changes.is_empty() {
+                return Ok(());
+            }
+            let (count, before) = (changes.len(), self.rejected.len());
+            self.warnings.clear();
+            for batch in changes.chunks(MAX_CHANGES) {
+                self.apply(batch)?;
+                if self.node_is_missing() {
+                    return Ok(());
+                }
+            }
+            let refused = self.rejected.len() - before;
+            tracing::info!(changes = count, refused, "pushed to the dataplane");
+            if refused == 0 || refused == count {
+                return Ok(());
+            }
+            self.rejected.clear();
+        }
+        // Ends with the refusals of one more pass on record.
+        let changes = self.difference();
+        for batch in changes.chunks(MAX_CHANGES) {
+            self.apply(batch)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing else makes sense to a dataplane that does not know its node.
+    fn node_is_missing(&self) -> bool {
+        self.rejected.contains_key(&ObjectKey::Node)
+            && !self.installed.contains_key(&ObjectKey::Node)
+    }
+
+    /// What has to change, in order: a peer is there before its endpoints and goes after them,
+    /// and an address is let go before another endpoint takes it.
+    fn difference(&self) -> Vec<Change> {
+        let set = |kind: fn(&ObjectKey) -> bool| {
+            self.desired
+                .iter()
+                .filter(move |(key, _)| kind(key))
+                .filter(|(key, wanted)| self.installed.get(key) != Some(&wanted.digest))
+                .filter(|(key, wanted)| !self.is_rejected(key, wanted.digest))
+                .map(|(_, wanted)| Change::Set(wanted.object.clone()))
+        };
+        let remove = |kind: fn(&ObjectKey) -> bool| {
+            self.surplus()
+                .filter(move |key| kind(key))
+                .filter(|key| !self.keep_absent && !self.is_rejected(key, 0))
+                .map(|key| Change::Remove(key.clone()))
+        };
+        let is_peer = |key: &ObjectKey| matches!(key, ObjectKey::Peer(_));
+        let is_endpoint = |key: &ObjectKey| matches!(key, ObjectKey::Endpoint(_));
+        set(|key| *key == ObjectKey::Node)
+            .chain(set(is_peer))
+            .chain(remove(is_endpoint))
+            .chain(set(is_endpoint))
+            .chain(remove(is_peer))
+            .collect()
+    }
+
+    /// What is installed and not desired. The node itself is only ever replaced.
+    fn surplus(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.installed
+            .keys()
+            .filter(|key| **key != ObjectKey::Node && !self.desired.contains_key(*key))
+    }
+
+    fn is_rejected(&self, key: &ObjectKey, digest: u64) -> bool {
+        self.rejected.get(key).is_some_and(|rejection| rejection.digest == digest)
+    }
+
+    /// Applies a batch; when it is refused, its halves, so that what is wrong stands alone.
+    fn apply(&mut self, changes: &[Change]) -> Result<(), ClientError> {
+        let Link::Up { client, .. } = &mut self.link else { return Ok(()) };
+        match client.call(Op::Apply { changes: changes.to_vec() }) {
+            Ok(Reply::Applied { warnings, .. }) => {
+                self.warnings.extend(warnings);
+                changes.iter().for_each(|change| self.note_installed(change));
+                Ok(())
+            }
+            Ok(other) => Err(unexpected(&self.socket, "apply", &other)),
+            Err(ClientError::Refused(error))
+                if !matches!(error.code, ErrorCode::Version | ErrorCode::Denied) =>
+            {
+                match changes {
+                    [] => Ok(()),
+                    [change] => {
+                        self.note_rejected(change, error);
+                        Ok(())
+                    }
+                    _ => {
+                        let (first, second) = changes.split_at(changes.len() / 2);
+                        self.apply(first)?;
+                        self.apply(second)
+                    }
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn note_installed(&mut self, change: &Change) {
+        match change {
+            Change::Set(object) => {
+                let key = object.key();
+                if let Some(wanted) = self.desired.get(&key) {
+                    self.installed.insert(key, wanted.digest);
+                }
+            }
+            Change::Remove(key) => {
+                self.installed.remove(key);
+            }
+        }
+    }
+
+    fn note_rejected(&mut self, change: &Change, error: ApiError) {
+        let (key, digest) = match change {
+            Change::Set(object) => {
+                let key = object.key();
+                let digest = self.desired.get(&key).map_or(0, |wanted| wanted.digest);
+                (key, digest)
+            }
+            Change::Remove(key) => (key.clone(), 0),
+        };
+        tracing::error!("the dataplane refused {key}: {error}");
+        self.rejected.insert(key, Rejection { digest, error });
+    }
+
+    /// Puts what is known here into `status`.
+    pub fn report(&self, status: &mut ControlStatus) {
+        status.desired = Counts::of(self.desired.keys());
+        status.dataplane = match &self.link {
+            Link::Down { error } => Connection::Disconnected { error: error.clone() },
+            Link::Up { version, instance, .. } => {
+                Connection::Connected { version: version.clone(), instance: *instance }
+            }
+        };
+        let in_force =
+            |(key, wanted): &(&ObjectKey, &Wanted)| self.installed.get(key) == Some(&wanted.digest);
+        status.in_force = self.desired.iter().filter(in_force).count();
+        status.held_back = if self.keep_absent { self.surplus().count() } else { 0 };
+        status.warnings.clone_from(&self.warnings);
+        status.refused = self
+            .rejected
+            .iter()
+            .map(|(key, rejection)| Refused { object: key.clone(), error: rejection.error.clone() })
+            .collect();
+    }
+}
+
+fn hello(client: &mut Client) -> Result<(String, u64), ClientError> {
+    match client.call(Op::Hello)? {
+        Reply::Hello { version, instance } => Ok((version, instance)),
+        other => Err(unexpected(Path::new("the dataplane"), "hello", &other)),
+    }
+}
+
+fn installed(client: &mut Client) -> Result<BTreeMap<ObjectKey, u64>, ClientError> {
+    match client.call(Op::Installed)? {
+        Reply::Installed { objects } => Ok(objects.into_iter().collect()),
+        other => Err(unexpected(Path::new("the dataplane"), "installed", &other)),
+    }
+}
+
+fn unexpected(path: &Path, asked: &str, reply: &Reply) -> ClientError {
+    let what = format!("an answer of another kind to {asked}: {reply:?}");
+    ClientError::Protocol { path: path.to_owned(), what }
+}
