@@ -1,0 +1,106 @@
+//! The built `overlane`: exit status, tables, JSON.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::process::Output;
+
+use common::{Bed, wait_until};
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn json(bed: &Bed, verb: &[&str]) -> serde_json::Value {
+    let mut arguments = verb.to_vec();
+    arguments.extend(["-o", "json"]);
+    let output = bed.overlane(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{verb:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn listings_are_tables_and_json() {
+    let bed = Bed::new();
+    let _dataplane = bed.dataplane(1, BTreeMap::new());
+    for (verb, parts) in [
+        (&["endpoint", "list"][..], &["default/web", "10.244.1.10", "pod1", "ready", "1450"][..]),
+        (&["node", "list"], &["b", "10.0.1.5", "10.244.2.0/24", "geneve", "unresolved"]),
+        (&["drops"], &["unknown_peer", "rx_ring_full", "what to do"]),
+        (&["version"], &["9.9.9", "does not answer", "protocol"]),
+        (&["status"], &["Dataplane 9.9.9", "Node: not known yet", "does not answer"]),
+    ] {
+        let output = bed.overlane(verb);
+        assert_eq!(output.status.code(), Some(0), "{verb:?}");
+        for part in parts {
+            assert!(text(&output).contains(part), "{verb:?}: no {part:?} in\n{}", text(&output));
+        }
+    }
+    assert_eq!(json(&bed, &["endpoint", "list"])[0]["name"], "default/web");
+    assert_eq!(json(&bed, &["node", "list"])["peers"][0]["name"], "b");
+    assert_eq!(json(&bed, &["drops"])["reasons"][0]["packets"], 3);
+    assert_eq!(json(&bed, &["version"])["protocol"], 1);
+    assert!(json(&bed, &["status"])["control"].is_null());
+}
+
+#[test]
+fn status_shows_the_node_and_control() {
+    let bed = Bed::new();
+    let _dataplane = bed.dataplane(1, BTreeMap::new());
+    let _control = bed.control();
+    wait_until("everything is in force", || bed.control_status()["in_force"] == 2);
+    let screen = text(&bed.overlane(&["status"]));
+    for part in [
+        "Node a: mode geneve, VNI 3301, uplink eth0 (10.0.1.4)",
+        "1500 underlay, 1450 pods",
+        "connected to the dataplane; 2 of 2 objects in force",
+    ] {
+        assert!(screen.contains(part), "no {part:?} in\n{screen}");
+    }
+    let status = json(&bed, &["status"]);
+    assert_eq!(status["node"]["name"], "a");
+    assert_eq!(status["control"]["dataplane"]["state"], "connected");
+    assert_eq!(json(&bed, &["version"])["control"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn exit_status_tells_refused_from_wrong_usage() {
+    let bed = Bed::new();
+    for verb in [&["status"][..], &["drops"], &["node", "list"], &["endpoint", "list"]] {
+        let output = bed.overlane(verb);
+        assert_eq!(output.status.code(), Some(1), "{verb:?} without a dataplane");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("dataplane.sock") && error.contains("--socket"), "{error}");
+    }
+    for verb in [&["no-such-verb"][..], &["config"], &["status", "-o", "xml"], &[]] {
+        assert_eq!(bed.overlane(verb).status.code(), Some(2), "{verb:?}");
+    }
+    assert_eq!(bed.overlane(&["config", "check", "/no/such/file"]).status.code(), Some(1));
+    assert_eq!(bed.overlane(&["version"]).status.code(), Some(0), "also without a dataplane");
+}
+
+#[test]
+fn config_check_takes_a_directory_of_manifests() {
+    let bed = Bed::new();
+    let (file, directory) = (bed.path("node.yaml"), bed.path("manifests"));
+    let arguments =
+        ["config", "check", file.to_str().unwrap(), "--manifests", directory.to_str().unwrap()];
+    let output = bed.overlane(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(text(&output).contains("objects: 1 node, 1 peers, 0 endpoints"), "{}", text(&output));
+    bed.manifest("x.yaml", &common::pod("x", "a", "10.240.0.5"));
+    let output = bed.overlane(&arguments);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output);
+    assert!(said.contains("podIP 10.240.0.5 is outside podCIDR 10.244.0.0/16"), "{said}");
+}
+
+#[test]
+fn completions_name_the_verbs() {
+    let bed = Bed::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = bed.overlane(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output).contains("endpoint"), "{shell}");
+    }
+}
