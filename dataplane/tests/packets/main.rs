@@ -5,4 +5,5 @@
 
 mod bed;
 mod build;
+mod decap;
 mod encap;

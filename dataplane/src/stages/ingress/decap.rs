@@ -16,7 +16,7 @@ use crate::stages::Context;
 use crate::tables::Snapshot;
 use crate::wire::ecn::{self, Decapsulated, Ecn};
 use crate::wire::ethernet::{self, Ethernet};
-use crate::wire::geneve::Geneve;
+use crate::wire::geneve::{self, Geneve};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::udp::{self, Udp};
@@ -154,11 +154,7 @@ fn plain(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(),
 }
 
 fn outer_reason(error: &ParseError) -> DropReason {
-    if matches!(error, ParseError::Truncated { .. }) {
-        DropReason::OuterTruncated
-    } else {
-        DropReason::BadIpHeader
-    }
+    if super::is_cut_short(error) { DropReason::OuterTruncated } else { DropReason::BadIpHeader }
 }
 
 /// Checks the sender and the tunnel header, takes the outer headers off, parses what was inside.
@@ -173,8 +169,8 @@ fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), Dr
     let mode = check_peer(ip, meta, tables)?;
     check_udp(ip, segment, &udp, meta.kind, tables)?;
     let header_len = match mode {
-        Mode::Vxlan => vxlan(udp.payload(), tables)?,
-        _ => geneve(udp.payload(), tables)?,
+        Mode::Vxlan => vxlan_header(udp.payload(), tables)?,
+        _ => geneve_header(udp.payload(), tables)?,
     };
     let outer_ecn = Ecn::from_tos(meta.tos);
     let inner_len = udp.payload().len() - header_len;
@@ -231,7 +227,7 @@ fn check_udp(
 }
 
 /// Checks a VXLAN header; says how long it is.
-fn vxlan(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
+fn vxlan_header(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
     let header = Vxlan::parse(datagram).map_err(|error| {
         if matches!(error, ParseError::Truncated { .. }) {
             DropReason::OuterTruncated
@@ -250,7 +246,7 @@ fn vxlan(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
 
 /// Checks a Geneve header and its options; says how long they are.
 #[inline]
-fn geneve(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
+fn geneve_header(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
     let header = Geneve::parse(datagram).map_err(|error| geneve_reason(&error))?;
     if header.vni().get() != tables.node.vni {
         return Err(DropReason::TunnelUnknownVni);
@@ -280,12 +276,13 @@ fn geneve_options(header: &Geneve<'_>) -> Result<(), DropReason> {
 }
 
 fn geneve_reason(error: &ParseError) -> DropReason {
-    if matches!(error, ParseError::BadVersion { .. }) {
-        DropReason::GeneveBadVersion
-    } else if matches!(error, ParseError::BadOptionLength { .. }) {
-        DropReason::GeneveBadOptionLength
-    } else {
-        DropReason::OuterTruncated
+    match error {
+        ParseError::BadVersion { .. } => DropReason::GeneveBadVersion,
+        // The base header is there: it is the options that run past the datagram.
+        ParseError::Truncated { need, .. } if usize::from(*need) > geneve::HEADER_LEN => {
+            DropReason::GeneveBadOptionLength
+        }
+        _ => DropReason::OuterTruncated,
     }
 }
 

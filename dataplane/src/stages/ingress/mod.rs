@@ -11,9 +11,14 @@ use crate::wire::ParseError;
 
 /// What a malformed IP header of a pod's packet is counted as.
 pub(super) fn inside_reason(error: &ParseError) -> DropReason {
-    if matches!(error, ParseError::Truncated { .. }) {
-        DropReason::FrameTruncated
-    } else {
-        DropReason::BadIpHeader
+    if is_cut_short(error) { DropReason::FrameTruncated } else { DropReason::BadIpHeader }
+}
+
+/// Does the packet end before its headers do, or before it says it does?
+pub(super) fn is_cut_short(error: &ParseError) -> bool {
+    match error {
+        ParseError::Truncated { .. } => true,
+        ParseError::BadTotalLength { length, have, .. } => length > have,
+        _ => false,
     }
 }
