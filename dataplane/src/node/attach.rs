@@ -10,6 +10,7 @@ use crate::io::af_xdp::interface::Interface;
 use crate::io::af_xdp::offload::{self, OffloadsReport};
 use crate::io::af_xdp::{AfXdpPort, OpenPort};
 use crate::packet::meta::Origin;
+use crate::packet::verdict::PortId;
 use crate::tables::compile::Binding;
 
 /// What is known of a local endpoint's interface.
@@ -118,7 +119,7 @@ impl Process {
             let opened = AfXdpPort::open(&self.umems[0], &options);
             let port = opened.inspect_err(|_| self.numbers.give(first, count))?;
             steering.register_socket(queue, port.fd())?;
-            let id = crate::packet::verdict::PortId(first.0 + queue as u16);
+            let id = PortId(first.0 + u16::try_from(queue).unwrap_or(0));
             ports.push(self.hand_over(port, id, interface, queue, home, Origin::Endpoint));
         }
         let offloads_off = switched_off(&report);

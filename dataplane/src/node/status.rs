@@ -103,7 +103,7 @@ impl Process {
             let kernel = KERNEL_BYTES_PER_CHUNK * u64::from(chunks) * u64::from(sockets + 1);
             UmemStatus {
                 umem: umem.id().0,
-                chunk_bytes: CHUNK as u32,
+                chunk_bytes: u32::try_from(CHUNK).unwrap_or(u32::MAX),
                 chunks,
                 free: chunks.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX)),
                 huge_pages: umem.is_on_huge_pages(),

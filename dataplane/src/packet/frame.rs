@@ -3,6 +3,10 @@
 //! Whoever holds the token owns the bytes: it can be moved, not copied. Receiving creates it,
 //! sending or dropping gives it back to a [`FramePool`](super::pool::FramePool). A token that
 //! goes out of scope is a lost chunk; tests end by counting that all frames are back.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "a chunk has at most 65,535 bytes, and no offset or length in it is larger"
+)]
 
 use super::pool::UmemId;
 

@@ -53,6 +53,7 @@ impl Vector {
     /// # Errors
     /// Gives it back when the vector is full.
     #[inline]
+    #[allow(clippy::result_large_err, reason = "a packet that does not fit must come back")]
     pub fn push(&mut self, packet: Packet) -> Result<(), Packet> {
         if self.is_full() {
             return Err(packet);

@@ -9,6 +9,10 @@
 //! A step is a plain function on one packet; a phase runs it over the vector, asking for the
 //! memory that the next one will touch. A step never touches a socket or a clock. Connections
 //! (`lookup/`, and the rest of `resolve/`) come between the checks and the route.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "offsets and lengths inside of a frame are below 65,536, and halves of a product are meant"
+)]
 
 pub mod ingress;
 pub mod resolve;

@@ -148,7 +148,7 @@ impl Published {
                 *value = place.load(Ordering::Relaxed);
             }
             fence(Ordering::Acquire);
-            if before % 2 == 0 && before == self.sequence.load(Ordering::Relaxed) {
+            if before.is_multiple_of(2) && before == self.sequence.load(Ordering::Relaxed) {
                 return Counters::from_fields(&fields);
             }
             std::hint::spin_loop();
@@ -170,7 +170,7 @@ mod tests {
                 counters.received += 3;
                 counters.sent += 1;
                 counters.to_host += 1;
-                counters.drop(DropReason::ALL[n as usize % DropReason::COUNT]);
+                counters.drop(DropReason::ALL[usize::try_from(n).unwrap() % DropReason::COUNT]);
                 writer.publish(&counters);
             }
             counters

@@ -8,6 +8,10 @@
 //! ```text
 //! hash:  [ directory bits ............ | bucket: 6 bits ]
 //! ```
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the halves of a product and the low bits of a hash are meant"
+)]
 
 use std::sync::Arc;
 

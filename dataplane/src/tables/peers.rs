@@ -15,6 +15,7 @@
 //!
 //! A Geneve option of ours (a 32-bit source identity, 8 bytes) would stand before the inner
 //! Ethernet header: [`TEMPLATE_MAX`] has room for it over either family.
+#![allow(clippy::cast_possible_truncation, reason = "a template has at most 96 bytes")]
 
 use overlane_api::{MacAddr, Mode, Node, OuterDscp, Peer, Underlay};
 

@@ -219,11 +219,11 @@ mod tests {
         ) {
             let mut routes = Routes::<u32>::default();
             let mut list: Vec<(u32, u8, Route)> = Vec::new();
-            for (number, (address, len)) in prefixes.iter().enumerate() {
+            for (number, (address, len)) in (0_u32..).zip(&prefixes) {
                 let network = address & u32::mask(*len);
                 list.retain(|(n, l, _)| (*n, *l) != (network, *len));
-                list.push((network, *len, route(number as u32)));
-                routes.set(*address, *len, route(number as u32));
+                list.push((network, *len, route(number)));
+                routes.set(*address, *len, route(number));
             }
             for (noise, near) in probes {
                 // Half of the probes lie near a prefix, or they would hardly ever hit.

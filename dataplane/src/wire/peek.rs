@@ -1,5 +1,9 @@
 //! Fields of a header that was parsed before, read again where a view would check it all again.
 //! A packet that is too short reads as 0: the caller has had it parsed.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "an upper layer is no longer than its IP packet"
+)]
 
 use super::checksum;
 
@@ -37,12 +41,59 @@ pub fn destination_v6(ip: &[u8]) -> u128 {
 #[inline]
 #[must_use]
 pub fn pseudo_v4(ip: &[u8], protocol: u8, len: usize) -> u64 {
-    checksum::pseudo_header_v4(source_v4(ip), destination_v4(ip), protocol, len as u16)
+    checksum::pseudo_header_v4(source_v4(ip), destination_v4(ip), protocol, 0) + len as u64
 }
 
 /// Sum of the pseudo-header of an IPv6 packet whose upper layer is `len` bytes long.
 #[inline]
 #[must_use]
 pub fn pseudo_v6(ip: &[u8], protocol: u8, len: usize) -> u64 {
-    checksum::pseudo_header_v6(source_v6(ip), destination_v6(ip), protocol, len as u32)
+    checksum::pseudo_header_v6(source_v6(ip), destination_v6(ip), protocol, 0) + len as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{ipv4::Ipv4, ipv6::Ipv6, protocol};
+
+    #[test]
+    fn fields_are_those_of_the_views() {
+        let mut v4: Vec<u8> = (0..20).collect();
+        v4[0] = 0x45;
+        v4[2..4].copy_from_slice(&[0, 20]);
+        let view = Ipv4::parse(&v4).unwrap();
+        assert_eq!(source_v4(&v4), view.source_u32());
+        assert_eq!(destination_v4(&v4), view.destination_u32());
+        let mut v6: Vec<u8> = (0..40).collect();
+        v6[0] = 0x60;
+        v6[4..6].copy_from_slice(&[0, 0]);
+        let view = Ipv6::parse(&v6).unwrap();
+        assert_eq!(source_v6(&v6), view.source_u128());
+        assert_eq!(destination_v6(&v6), view.destination_u128());
+        let wanted =
+            checksum::pseudo_header_v4(view_v4(&v4).0, view_v4(&v4).1, protocol::UDP, 1480);
+        assert_eq!(checksum::fold(pseudo_v4(&v4, protocol::UDP, 1480)), checksum::fold(wanted));
+        let (source, destination) = (view.source(), view.destination());
+        let wanted = checksum::pseudo_header_v6(source, destination, protocol::TCP, 1440);
+        assert_eq!(checksum::fold(pseudo_v6(&v6, protocol::TCP, 1440)), checksum::fold(wanted));
+    }
+
+    fn view_v4(packet: &[u8]) -> (u32, u32) {
+        let view = Ipv4::parse(packet).unwrap();
+        (view.source_u32(), view.destination_u32())
+    }
+
+    #[test]
+    fn too_short_reads_as_zero() {
+        let bytes = [0xff; 39];
+        for length in 0..20 {
+            assert_eq!((source_v4(&bytes[..length]), destination_v4(&bytes[..length])), (0, 0));
+        }
+        for length in 0..24 {
+            assert_eq!(source_v6(&bytes[..length]), 0);
+        }
+        for length in 0..40 {
+            assert_eq!(destination_v6(&bytes[..length]), 0);
+        }
+    }
 }

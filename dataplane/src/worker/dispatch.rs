@@ -24,7 +24,7 @@ impl<P: Port> Worker<P> {
                 Verdict::SendElsewhere(worker, _) | Verdict::HandOver(worker) => {
                     self.hand_over(frame, meta, worker);
                 }
-                Verdict::ToHost(port) => self.to_host(frame, meta, port),
+                Verdict::ToHost(port) => self.give_to_host(frame, meta, port),
                 Verdict::Hold => self.hold(frame, meta),
                 // Every stage decides; a packet that none decided for has no way out.
                 Verdict::Pending => self.discard(frame, DropReason::NoRoute),
@@ -115,7 +115,7 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    fn to_host(&mut self, frame: Frame, meta: Meta, port: PortId) {
+    fn give_to_host(&mut self, frame: Frame, meta: Meta, port: PortId) {
         let host = self.parts.tables.snapshot().node.host;
         match host {
             Some(host) if host.worker != self.parts.id => {

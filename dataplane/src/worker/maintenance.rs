@@ -109,7 +109,7 @@ impl<P: Port> Worker<P> {
         }
         self.finished_checksums[number] = 0;
         let block = PortBlock { counts: PortCounts::default(), view };
-        self.slots[number] = Some(Slot { port, origin, dirty: false, active: true, block });
+        self.slots[number] = Some(Slot { id, port, origin, dirty: false, active: true, block });
         let list = match origin {
             Origin::Uplink => &mut self.uplink_ports,
             _ => &mut self.inside_ports,
@@ -132,7 +132,7 @@ impl<P: Port> Worker<P> {
     /// Lets go of everything: for the end of the worker.
     pub fn close(&mut self) {
         for number in 0..self.slots.len() {
-            self.remove_port(PortId(number as u16));
+            self.remove_port(PortId(u16::try_from(number).unwrap_or(u16::MAX)));
         }
         self.now_ns = u64::MAX;
         self.expire_held();

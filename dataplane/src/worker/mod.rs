@@ -61,6 +61,7 @@ pub enum Command<P> {
 /// A port that this worker serves.
 #[derive(Debug)]
 struct Slot<P> {
+    id: PortId,
     port: P,
     origin: Origin,
     /// Was something sent since the last flush?
@@ -205,7 +206,7 @@ impl<P: Port> Worker<P> {
             }
             slot.active = true;
             slot.block.counts.rx_packets += received as u64;
-            let meta = Meta::new(PortId(*number as u16), slot.origin);
+            let meta = Meta::new(slot.id, slot.origin);
             for _ in 0..received {
                 vector.meta.push(meta);
             }
@@ -247,6 +248,12 @@ impl<P: Port> Worker<P> {
         self.counters.vectors += 1;
         self.run_stages(vector, stages);
         self.dispatch(vector);
+        self.process_made();
+    }
+
+    /// Sends what the stages made: ICMP errors and fragments.
+    #[inline]
+    fn process_made(&mut self) {
         // An answer never provokes another one, so this ends after the second round at the latest.
         while !self.made.is_empty() {
             let mut made = std::mem::take(&mut self.made);

@@ -34,10 +34,11 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
         }
     }
     for (frame, meta) in vector.packets() {
-        if meta.origin == Origin::Tunnel && meta.is_pending() {
-            if let Err(reason) = inner(frame, meta, cx.tables) {
-                meta.verdict = Verdict::Drop(reason);
-            }
+        if meta.origin == Origin::Tunnel
+            && meta.is_pending()
+            && let Err(reason) = inner(frame, meta, cx.tables)
+        {
+            meta.verdict = Verdict::Drop(reason);
         }
     }
 }

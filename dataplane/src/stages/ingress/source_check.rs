@@ -20,10 +20,10 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
             meta.verdict = Verdict::Drop(reason);
             continue;
         }
-        if finish_checksum(frame, meta) {
-            if let Some(finished) = cx.finished_checksums.get_mut(meta.port.index()) {
-                *finished += 1;
-            }
+        if finish_checksum(frame, meta)
+            && let Some(finished) = cx.finished_checksums.get_mut(meta.port.index())
+        {
+            *finished += 1;
         }
     }
 }
@@ -42,7 +42,7 @@ fn step(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Result<(), DropReason>
     let ip = ethernet.payload();
     let own = match meta.kind {
         Kind::Ipv4 => endpoint.v4 != 0 && peek::source_v4(ip) == endpoint.v4,
-        _ => is_own_v6(peek::source_v6(ip), endpoint.v6),
+        _ => is_own_v6(peek::source_v6(ip), peek::destination_v6(ip), endpoint.v6),
     };
     if !own {
         return Err(DropReason::SpoofedSource);
@@ -53,10 +53,12 @@ fn step(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Result<(), DropReason>
     Ok(())
 }
 
-/// A pod's IPv6 packets come from its address, or, on the link, from a link-local one.
+/// A pod's IPv6 packets come from its address. Those that stay on the link, to the gateway, may
+/// come from a link-local one (RFC 4291 section 2.5.6).
 #[inline]
-fn is_own_v6(source: u128, address: u128) -> bool {
-    source == address && address != 0 || source >> 118 == 0xfe80 >> 6
+fn is_own_v6(source: u128, destination: u128, address: u128) -> bool {
+    let is_link_local = |address: u128| address >> 118 == 0xfe80 >> 6;
+    source == address && address != 0 || is_link_local(source) && is_link_local(destination)
 }
 
 /// Tunnel packets to any node are not a pod's business.
