@@ -17,8 +17,8 @@ warn() { printf '%s%s%s\n' "$YELLOW" "$*" "$PLAIN" >&2; }
 die() { printf '%serror:%s %s\n' "$RED" "$PLAIN" "$*" >&2; exit 1; }
 usage_error() { printf '%serror:%s %s\n' "$RED" "$PLAIN" "$*" >&2; exit 2; }
 
-need_root() {
-  [ "$(id -u)" = 0 ] || die "$1 makes network namespaces and needs root: sudo $0 ..."
+need_root() { # need_root WHAT: WHAT makes namespaces, say
+  [ "$(id -u)" = 0 ] || die "$1 needs root: sudo $0 ..."
 }
 
 # find_cargo: put cargo on PATH if it is where rustup puts it.

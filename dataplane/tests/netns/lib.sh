@@ -1,0 +1,168 @@
+# shellcheck shell=bash disable=SC2034
+# What the scenarios share. A scenario is a bash file that sources this one, brings a testbed
+# up with `bed`, makes its checks and ends with `finish`. Its testbed has names of its own
+# (ovt-a, /run/overlane-test), so that one that a person has up is left alone; whatever a
+# scenario started is gone when it ends, however it ends.
+set -euo pipefail
+
+export OVERLANE_TESTBED_PREFIX=ovt OVERLANE_RUN_DIR=/run/overlane-test
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+SCRIPTS=$HERE/../../../scripts
+# shellcheck source=scripts/lib/common.sh
+. "$SCRIPTS/lib/common.sh"
+# shellcheck source=scripts/lib/addresses.sh
+. "$SCRIPTS/lib/addresses.sh"
+# shellcheck source=scripts/lib/topology.sh
+. "$SCRIPTS/lib/topology.sh"
+# shellcheck source=scripts/lib/processes.sh
+. "$SCRIPTS/lib/processes.sh"
+
+STATE=$RUN_DIR/testbed.state
+LONG=${OVERLANE_TEST_LENGTH:-quick}
+CHECKS=0 BAD=0
+STARTED_PIDS=()
+WORK=$(mktemp -d /tmp/overlane-netns.XXXXXX)
+# Defaults of the testbed, as `bed` leaves them.
+MODE=geneve UNDERLAY=4 PODS=2 NODE_NAMES='a b' WORKERS=1 MTU=1500
+
+cleanup() {
+  trap - EXIT
+  stop_started
+  "$SCRIPTS/testbed.sh" down > /dev/null 2>&1 || true
+  rm -rf "$WORK"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+testbed() { "$SCRIPTS/testbed.sh" "$@"; }
+
+# bed OPTIONS...: a testbed; up to here nothing has been checked, so failing ends the scenario.
+bed() {
+  local n nodes=2 name
+  MODE=geneve UNDERLAY=4 PODS=2 WORKERS=1 MTU=1500
+  testbed up "$@" 2> "$WORK/up" || { cat "$WORK/up" >&2; die "the testbed did not come up: $*"; }
+  for name in MODE UNDERLAY PODS WORKERS MTU NODES; do
+    printf -v "$name" '%s' "$(sed -n "s/^$name=//p" "$STATE")"
+  done
+  # shellcheck disable=SC2153
+  nodes=$NODES NODE_NAMES=''
+  for ((n = 1; n <= nodes; n++)); do NODE_NAMES+="${NODE_NAMES:+ }$(node_letter "$n")"; done
+  printf '%s\n' "# testbed: $*"
+}
+
+# at NAME COMMAND...: in that namespace.
+at() { in_ns "$@"; }
+
+# start NAME COMMAND...: in that namespace, in the background, until the scenario ends.
+# Its process id is in STARTED, what it says in STARTED_LOG.
+start() {
+  STARTED_LOG=$WORK/started.${#STARTED_PIDS[@]}
+  ip netns exec "$(namespace "$1")" "${@:2}" > "$STARTED_LOG" 2>&1 < /dev/null &
+  STARTED=$!
+  STARTED_PIDS+=("$STARTED")
+}
+
+stop_started() {
+  local pid
+  for pid in ${STARTED_PIDS[@]+"${STARTED_PIDS[@]}"}; do kill "$pid" 2> /dev/null || true; done
+  for pid in ${STARTED_PIDS[@]+"${STARTED_PIDS[@]}"}; do wait "$pid" 2> /dev/null || true; done
+  STARTED_PIDS=()
+}
+
+# stop_one PID [SIGNAL]: end one and wait for it.
+stop_one() {
+  kill "-${2:-TERM}" "$1" 2> /dev/null || true
+  wait "$1" 2> /dev/null || true
+}
+
+# check TITLE COMMAND...: counts; shows what the command said when it fails.
+check() {
+  local title=$1 status
+  shift
+  CHECKS=$((CHECKS + 1))
+  # In a subshell of its own, so that the first command that fails inside ends it.
+  set +e
+  (set -e; "$@") > "$WORK/said" 2>&1
+  status=$?
+  set -e
+  if [ "$status" = 0 ]; then
+    printf '  ok   %s\n' "$title"
+  else
+    BAD=$((BAD + 1))
+    printf '  BAD  %s\n' "$title"
+    printf '         %s\n' "$*"
+    tail -n 8 "$WORK/said" | sed 's/^/         /'
+  fi
+}
+
+not() { if "$@"; then return 1; fi; }
+
+# equal WHAT GOT WANTED; at_least, at_most: numbers.
+equal() { [ "$2" = "$3" ] || { echo "$1 is '$2', wanted '$3'"; return 1; }; }
+at_least() { awk -v a="$2" -v b="$3" 'BEGIN { exit !(a >= b) }' || { echo "$1 is $2, wanted at least $3"; return 1; }; }
+at_most() { awk -v a="$2" -v b="$3" 'BEGIN { exit !(a <= b) }' || { echo "$1 is $2, wanted at most $3"; return 1; }; }
+
+skip() { printf '# skipped: %s\n' "$*"; exit 77; }
+
+finish() {
+  if [ "$BAD" != 0 ]; then
+    show_state
+    printf '# %d of %d checks failed\n' "$BAD" "$CHECKS"
+    exit 1
+  fi
+  [ "$CHECKS" != 0 ] || die "the scenario checked nothing"
+  printf '# %d checks\n' "$CHECKS"
+}
+
+# For whoever looks at a failure.
+show_state() {
+  local node
+  for node in $NODE_NAMES; do
+    [ -e "$RUN_DIR/$node/dataplane.log" ] || continue
+    printf -- '# --- node %s: drops\n' "$node"
+    overlane_cli "$node" drops 2>&1 | tail -n 20 || true
+    printf -- '# --- node %s: the end of its logs\n' "$node"
+    tail -n 8 "$RUN_DIR/$node"/*.log || true
+  done
+}
+
+# status_of NODE JQ-FILTER; drops_of NODE REASON: a number; endpoints_of NODE JQ-FILTER.
+status_of() { overlane_cli "$1" -o json status | jq -r "$2"; }
+endpoints_of() { overlane_cli "$1" -o json endpoint list | jq -r "$2"; }
+drops_of() {
+  overlane_cli "$1" -o json drops | jq -r --arg reason "$2" \
+    '[.. | objects | select(.reason? == $reason) | .packets] | add // 0'
+}
+
+# closes NODE: no packet was lost track of.
+closes() {
+  local residuals
+  residuals=$(status_of "$1" '[.workers[].residual] | map(tostring) | join(" ")')
+  [[ $residuals =~ ^(0( |$))+$ ]] || { echo "residuals of node $1: $residuals"; return 1; }
+}
+
+# one_ping NAME ADDRESS [PING-OPTIONS...]: one answer within 2 s. One repetition, for the first
+# packet may have to wait for a neighbour.
+one_ping() {
+  local name=$1 address=$2
+  shift 2
+  at "$name" ping -n -c 1 -W 1 "$@" "$address" || at "$name" ping -n -c 1 -W 2 "$@" "$address"
+}
+no_ping() { not at "$1" ping -n -c 1 -W 1 "${@:3}" "$2"; }
+
+# serve NAME: echo on TCP and UDP port 7000, both families.
+serve() {
+  start "$1" python3 "$HERE/echo.py" serve 7000
+  wait_until 5 grep -q ready "$STARTED_LOG" || die "the echo server in $1 did not start: $(cat "$STARTED_LOG")"
+}
+tcp_echo() { at "$1" python3 "$HERE/echo.py" tcp "$2" 7000 "${3:-200000}"; }
+udp_echo() { at "$1" python3 "$HERE/echo.py" udp "$2" 7000 "${3:-20}"; }
+
+# iperf NAME ADDRESS JSON-FILE OPTIONS...: against a server started with `start NAME iperf3 -s`.
+iperf() { at "$1" iperf3 -J -c "$2" "${@:4}" > "$3"; }
+
+# cpu_ns PID: processor time of all its threads so far.
+cpu_ns() { cat "/proc/$1"/task/*/schedstat | awk '{ n += $1 } END { printf "%d", n }'; }
+
+node_pid() { running "$1" "$2"; }

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Install what Overlane needs on Debian 12 or later: only packages that are missing, nothing started.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/common.sh
+. "$here/lib/common.sh"
+
+RUST_WANTED=1.95
+
+usage() {
+  cat <<'TEXT'
+usage: install-deps.sh [--test] [--check]
+  --test    also what the tests use (Open vSwitch, scapy, valgrind, shellcheck, ...)
+  --check   install nothing; list what is missing and fail if anything is
+TEXT
+}
+
+BUILD=(gcc clang llvm libclang-dev libelf-dev libpcap-dev zlib1g-dev libc6-dev libc6-dev-i386
+  linux-libc-dev make m4 pkg-config git)
+RUN=(iproute2 ethtool iputils-ping procps util-linux jq tshark iperf3 socat)
+TEST=(bpftool tcpdump iputils-arping netcat-openbsd curl openvswitch-switch nftables python3-scapy
+  valgrind shellcheck)
+
+missing() {
+  local package
+  for package in "$@"; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2> /dev/null | grep -qx installed || printf '%s\n' "$package"
+  done
+}
+
+# The package lists may be absent or old: refresh them only if something cannot be found.
+install_packages() {
+  local -x DEBIAN_FRONTEND=noninteractive
+  if ! apt-get install -y --no-install-recommends --dry-run "$@" > /dev/null 2>&1; then
+    say "refreshing the package lists"
+    apt-get update -qq || die "apt-get update failed: is the network reachable, and are the sources in /etc/apt right?"
+  fi
+  apt-get install -y -qq --no-install-recommends "$@" > /dev/null ||
+    die "apt-get could not install: $*"
+}
+
+check_rust() {
+  local version
+  if ! find_cargo; then
+    say "Rust $RUST_WANTED or later is needed, and there is no cargo on PATH or in ~/.cargo/bin."
+    say "Debian's own is too old. Install it from https://rustup.rs:"
+    say "    apt-get install -y curl && curl -sSf https://sh.rustup.rs | sh -s -- -y --profile default"
+    say "    . ~/.cargo/env"
+    die "no Rust toolchain"
+  fi
+  version=$(cargo --version | awk '{ print $2 }')
+  if [ "$(printf '%s\n' "$RUST_WANTED" "$version" | sort -V | head -n 1)" != "$RUST_WANTED" ]; then
+    die "cargo $version is too old, $RUST_WANTED is wanted: rustup update stable"
+  fi
+  printf '%s' "$version"
+}
+
+with_test=no only_check=no
+for option in "$@"; do
+  case $option in
+    --test) with_test=yes ;;
+    --check) only_check=yes ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+  esac
+done
+
+command -v dpkg-query > /dev/null || die "this is not a Debian system; install by hand: ${BUILD[*]} ${RUN[*]}, and Rust $RUST_WANTED"
+wanted=("${BUILD[@]}" "${RUN[@]}")
+[ "$with_test" = no ] || wanted+=("${TEST[@]}")
+mapfile -t absent < <(missing "${wanted[@]}")
+if [ ${#absent[@]} -gt 0 ]; then
+  [ "$only_check" = no ] || die "not installed: ${absent[*]}"
+  need_root "installing packages (${absent[*]})"
+  say "installing ${#absent[@]} packages: ${absent[*]}"
+  install_packages "${absent[@]}"
+fi
+rust=$(check_rust) || exit 1
+say "all ${#wanted[@]} packages are there; cargo $rust"
