@@ -106,6 +106,8 @@ drop_reasons! {
         "Check that peer's podCIDRs; else treat it as an attack.";
     TunnelEcnCeOnNotEct "tunnel_ecn_ce_on_not_ect" "Congestion was marked on a packet that cannot carry the mark (RFC 6040)."
         "None: it stands for a congestion drop.";
+    InnerNotHere "inner_not_here" "A peer sent a packet in the tunnel for a pod that is on another node."
+        "The peer's tables are old: look at overlane-control there.";
     NoRoute "no_route" "No endpoint, peer or route has the destination."
         "Look for the pod in the manifests; check that the address exists.";
     EndpointNotReady "endpoint_not_ready" "The destination pod's interface is not attached yet."

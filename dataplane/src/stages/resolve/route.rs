@@ -36,6 +36,9 @@ fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
             if meta.origin == Origin::Uplink && !matches!(target, Target::Endpoint(_)) {
                 // Plain traffic of the host that came our way: its stack knows what to do.
                 meta.verdict = cx.tables.node.host_verdict();
+            } else if meta.origin == Origin::Tunnel && !matches!(target, Target::Endpoint(_)) {
+                // A peer sends us what is here; what is not would go round in circles.
+                meta.verdict = Verdict::Drop(DropReason::InnerNotHere);
             } else {
                 hop(ip, meta, target, cx.tables);
             }
