@@ -18,12 +18,22 @@ pub const HEADROOM: usize = 256;
 pub const CHUNK: usize = 2048;
 
 /// The token of one chunk: where its packet starts and how long it is.
-#[derive(Debug)]
 pub struct Frame {
     chunk: &'static mut [u8],
     start: u16,
     len: u16,
     umem: UmemId,
+}
+
+impl std::fmt::Debug for Frame {
+    /// The packet's place, not its 2048 bytes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frame")
+            .field("umem", &self.umem.0)
+            .field("start", &self.start)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
 }
 
 /// There is not enough room in the chunk on that side of the packet.
