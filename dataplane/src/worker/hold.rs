@@ -66,6 +66,7 @@ impl<P: Port> Worker<P> {
             let _ = one.push(Packet { frame, meta });
             self.dispatch(&mut one);
         }
+        self.process_made();
         self.after_work();
     }
 

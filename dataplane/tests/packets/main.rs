@@ -3,7 +3,11 @@
 //! builds what goes in and what is expected.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
+mod arp_nd;
 mod bed;
 mod build;
 mod decap;
+mod delivery;
 mod encap;
+mod flat;
+mod source_check;

@@ -73,11 +73,14 @@ pub(super) fn parse_v4(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Resu
     meta.dont_fragment = ip.dont_fragment();
     meta.is_fragment = ip.is_fragment();
     let mut ports = 0;
-    if meta.is_fragment {
-        meta.l4 = if ip.fragment_offset() == 0 { ip.header_len() as u16 } else { 0 };
-    } else {
+    meta.l4 = 0;
+    if ip.fragment_offset() == 0 {
         meta.l4 = ip.header_len() as u16;
         ports = read_ports(meta, ip.payload());
+    }
+    if meta.is_fragment {
+        // All fragments of a packet have one hash; the later ones know no ports.
+        ports = 0;
     }
     let addresses = u64::from(ip.source_u32()) << 32 | u64::from(destination);
     meta.hash = flow_hash(addresses, 0, meta.protocol, ports, tables.node.salt);
@@ -98,10 +101,13 @@ pub(super) fn parse_v6(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Resu
     meta.dont_fragment = true;
     meta.is_fragment = upper.fragment.is_some();
     let mut ports = 0;
-    let later_fragment = upper.fragment.is_some_and(|fragment| fragment.offset != 0);
-    meta.l4 = if later_fragment { 0 } else { upper.offset as u16 };
-    if upper.fragment.is_none() {
-        ports = read_ports(meta, bytes.get(upper.offset..).unwrap_or_default());
+    meta.l4 = 0;
+    if upper.fragment.is_none_or(|fragment| fragment.offset == 0) {
+        meta.l4 = upper.offset as u16;
+        ports = read_ports(meta, ip.packet().get(upper.offset..).unwrap_or_default());
+    }
+    if meta.is_fragment {
+        ports = 0;
     }
     if destination == 0 {
         return Err(DropReason::BadIpHeader);

@@ -89,7 +89,8 @@ fn neighbor_message(
         && hop_limit == icmpv6::NEIGHBOR_HOP_LIMIT;
     let target = match Neighbor::parse(message) {
         Ok(neighbor) if is_solicitation => neighbor.target(),
-        _ => return elsewhere(meta, cx),
+        _ if is_discovery(meta, message) => return elsewhere(meta, cx),
+        _ => return elsewhere(meta, cx).map_err(|_| DropReason::Multicast),
     };
     let is_question = !source.is_unspecified() && source != target;
     let route = cx.tables.routes.get6(target).target();
@@ -99,6 +100,14 @@ fn neighbor_message(
     write_advertisement(frame, sender, mac, target, source)?;
     meta.verdict = Verdict::Send(meta.port);
     Ok(())
+}
+
+/// Is it neighbour or router discovery, and not just multicast?
+fn is_discovery(meta: &Meta, message: &[u8]) -> bool {
+    let kinds = icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT;
+    meta.l4 != 0
+        && meta.protocol == protocol::ICMPV6
+        && message.first().is_some_and(|kind| kinds.contains(kind))
 }
 
 fn write_advertisement(
