@@ -1,14 +1,19 @@
 //! Checks a configuration as a whole before anything starts. Everything that is wrong is
 //! reported at once, each refusal with both fields, both values and what to do.
 
+mod refusal;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use overlane_api::{EncapSettings, HostPort, MacAddr, Mode, OuterDscp, Underlay, Vni};
 
+pub use refusal::{Named, Refusal};
+
 use crate::config::{Config, DscpSetting, HostPortSetting};
 use crate::manifests::pod::{MAX_INTERFACE, is_interface_name};
+use refusal::named;
 
 /// Smallest MTU of a link that carries IPv6, bytes (RFC 8200 section 5).
 const MIN_MTU_V6: u16 = 1280;
@@ -17,154 +22,6 @@ const MIN_MTU_V6: u16 = 1280;
 const MIN_MTU_V4: u16 = 576;
 /// Shortest prefix of an IPv4 service range (AKS and Kubernetes: no larger than a /12).
 const MIN_SERVICE_PREFIX: u8 = 12;
-
-/// A field with its value, for messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    /// The field as the user wrote it.
-    pub field: &'static str,
-    /// Its value.
-    pub value: String,
-}
-
-impl std::fmt::Display for Named {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.field, self.value)
-    }
-}
-
-fn named(field: &'static str, value: impl ToString) -> Named {
-    Named { field, value: value.to_string() }
-}
-
-/// One reason why a configuration is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// A field that must be written is empty.
-    #[error("{field} is empty: {advice}")]
-    Empty {
-        /// The field.
-        field: &'static str,
-        /// What to write.
-        advice: &'static str,
-    },
-    /// Two ranges share addresses.
-    #[error("{first} overlaps {second}: choose ranges that share no address")]
-    Overlap {
-        /// One range.
-        first: Named,
-        /// The other.
-        second: Named,
-    },
-    /// A range with bits set behind its prefix.
-    #[error("{range} has address bits behind its prefix: write {network}")]
-    HostBits {
-        /// The range.
-        range: Named,
-        /// The network it lies in.
-        network: IpNet,
-    },
-    /// A range or address that must lie inside another does not.
-    #[error("{inner} is outside {outer}: {advice}")]
-    Outside {
-        /// What is outside.
-        inner: Named,
-        /// Of what.
-        outer: Named,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// An address that must not lie inside a range does.
-    #[error("{inner} lies inside {outer}: {advice}")]
-    Inside {
-        /// The address.
-        inner: Named,
-        /// The range.
-        outer: Named,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// The first address of a service range is the API server's.
-    #[error(
-        "{dns} is the first address of {range}, which belongs to the service `kubernetes`: choose another, for example the tenth"
-    )]
-    DnsReserved {
-        /// The DNS address.
-        dns: Named,
-        /// The service range.
-        range: Named,
-    },
-    /// A service range that is too large.
-    #[error(
-        "{range} is larger than the largest service range, a /{limit}: use a prefix of {limit} or longer"
-    )]
-    ServiceTooLarge {
-        /// The range.
-        range: Named,
-        /// Shortest prefix.
-        limit: u8,
-    },
-    /// Pods' packets do not fit into the underlay's.
-    #[error(
-        "{pod} and {overhead} bytes that mode {mode} over IPv{family} adds do not fit {underlay}: set podMTU to {largest} or less, or raise underlayMTU"
-    )]
-    MtuDoesNotFit {
-        /// podMTU.
-        pod: Named,
-        /// Bytes.
-        overhead: u16,
-        /// The mode.
-        mode: Mode,
-        /// 4 or 6.
-        family: u8,
-        /// underlayMTU.
-        underlay: Named,
-        /// Largest podMTU that fits, bytes.
-        largest: u16,
-    },
-    /// An MTU that is too small for what it carries.
-    #[error("{mtu} is too small for {carries}, which needs {least}: raise it")]
-    MtuTooSmall {
-        /// The MTU.
-        mtu: Named,
-        /// What it must carry.
-        carries: Named,
-        /// Bytes.
-        least: u16,
-    },
-    /// A number outside its range.
-    #[error("{number} is out of range: use {least} to {most}{}", .why.map(|why| format!(" ({why})")).unwrap_or_default())]
-    Range {
-        /// The number.
-        number: Named,
-        /// Smallest legal value.
-        least: u64,
-        /// Largest legal value.
-        most: u64,
-        /// The source of the limit.
-        why: Option<&'static str>,
-    },
-    /// Two settings that exclude each other.
-    #[error("{first} contradicts {second}: {advice}")]
-    Contradiction {
-        /// One setting.
-        first: Named,
-        /// The other.
-        second: Named,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// Not the name of an interface.
-    #[error(
-        "{interface} is not an interface name: use 1 to {most} bytes without '/', ':' and spaces"
-    )]
-    Interface {
-        /// The name.
-        interface: Named,
-        /// Longest name, bytes.
-        most: usize,
-    },
-}
 
 /// A configuration that was checked as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]

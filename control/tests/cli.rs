@@ -1,5 +1,7 @@
 //! The built `overlane`: exit status, tables, JSON.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeMap;

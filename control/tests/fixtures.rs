@@ -1,6 +1,8 @@
 //! Every file in `fixtures/good` is accepted; every file in `fixtures/refused` is refused with
 //! exactly what its `# refused:` lines say, one refusal for each line.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

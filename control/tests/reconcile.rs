@@ -1,5 +1,7 @@
 //! The control process against a dataplane that remembers what it is told.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -149,4 +149,24 @@ fn two_writes_of_equal_length_in_one_tick_are_told_apart() {
         let view = bed.source.view();
         assert_eq!(Bed::address(&view, "x").unwrap(), address);
     }
+    let (_, file) = bed.source.files.first_key_value().unwrap();
+    assert_eq!(file.stamp, None, "a stamp this fresh proves nothing");
+}
+
+#[test]
+fn stamp_is_settled_once_the_clock_has_moved_on() {
+    let seconds = |age: i64| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        (i64::try_from(now).unwrap() - age, 0)
+    };
+    let stamp = |age| Stamp {
+        inode: 1,
+        device: 1,
+        length: 1,
+        modified_ns: seconds(age),
+        changed_ns: seconds(age),
+    };
+    assert!(stamp(10).is_settled());
+    assert!(!stamp(0).is_settled());
+    assert!(!stamp(-3600).is_settled(), "written in the future");
 }
