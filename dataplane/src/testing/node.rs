@@ -48,6 +48,7 @@ pub struct Bench<P: Port> {
     commands: Vec<Sender<Command<P>>>,
     next_port: u16,
     free_ports: Vec<PortId>,
+    views: BTreeMap<PortId, PortView>,
 }
 
 impl<P: Port> Bench<P> {
@@ -83,6 +84,7 @@ impl<P: Port> Bench<P> {
             commands,
             next_port: 0,
             free_ports: Vec::new(),
+            views: BTreeMap::new(),
         })
     }
 
@@ -97,7 +99,9 @@ impl<P: Port> Bench<P> {
 
     /// Gives a port to a worker.
     pub fn add_port(&mut self, worker: WorkerId, id: PortId, origin: Origin, port: P) {
-        let command = Command::AddPort { id, origin, port, view: PortView::default() };
+        let view = PortView::default();
+        self.views.insert(id, view.clone());
+        let command = Command::AddPort { id, origin, port, view };
         // The workers, and so the receivers, live as long as this.
         let _ = self.commands[worker.index()].send(command);
         self.workers[worker.index()].obey();
@@ -337,6 +341,16 @@ impl MemoryNode {
         for worker in &mut self.bench.workers {
             worker.advance(time);
         }
+    }
+
+    /// Unfinished checksums that were finished, by the port they came from: pods, uplink, host.
+    #[must_use]
+    pub fn finished_checksums(&self) -> Vec<(Place, u64)> {
+        let of =
+            |port: &PortId| self.bench.views.get(port).map_or(0, |v| v.read().finished_checksums);
+        let pods = self.pods.iter().map(|(name, (_, port))| (Place::Pod(name.clone()), of(port)));
+        let uplinks = self.uplinks.iter().enumerate().map(|(n, port)| (Place::Uplink(n), of(port)));
+        pods.chain(uplinks).chain([(Place::Host, of(&self.host))]).collect()
     }
 
     /// What the workers told the slow thread since last asked.

@@ -6,8 +6,11 @@
 mod arp_nd;
 mod bed;
 mod build;
+mod checksums;
 mod decap;
 mod delivery;
 mod encap;
 mod flat;
+mod icmp_error;
+mod sizes;
 mod source_check;

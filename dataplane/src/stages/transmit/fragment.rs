@@ -51,6 +51,10 @@ fn split(frame: &mut Frame, meta: &mut Meta, limit: usize, cx: &mut Context<'_>)
         };
         (header, ip.payload().len())
     };
+    // A fragment that ends beyond the longest packet: its pieces' offsets do not exist.
+    if usize::from(header.fragment & 0x1fff) * 8 + payload_len > usize::from(u16::MAX) {
+        return None;
+    }
     // Offsets count in units of 8 bytes.
     let piece = limit.checked_sub(ipv4::MIN_HEADER_LEN)? & !7;
     if piece == 0 || payload_len.div_ceil(piece) - 1 > crate::packet::vector::VECTOR - cx.made.len()
