@@ -149,3 +149,81 @@ impl ArpMessage {
         put::<TARGET_IP, 4, MESSAGE_LEN>(buf, self.target_ip.octets());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BYTES: [u8; MESSAGE_LEN] = [
+        0, 1, 8, 0, 6, 4, 0, 2, 2, 0x4f, 10, 0, 1, 4, 169, 254, 1, 1, 2, 0, 0, 0, 0, 9, 10, 244, 1,
+        10,
+    ];
+    const MESSAGE: ArpMessage = ArpMessage {
+        operation: REPLY,
+        sender_mac: MacAddr([2, 0x4f, 10, 0, 1, 4]),
+        sender_ip: Ipv4Addr::new(169, 254, 1, 1),
+        target_mac: MacAddr([2, 0, 0, 0, 0, 9]),
+        target_ip: Ipv4Addr::new(10, 244, 1, 10),
+    };
+
+    #[test]
+    fn known_bytes_are_read() {
+        assert_eq!(Arp::parse(&BYTES).unwrap().message(), MESSAGE);
+        let mut padded = [0xee; 46];
+        padded[..MESSAGE_LEN].copy_from_slice(&BYTES);
+        assert_eq!(Arp::parse(&padded).unwrap().message(), MESSAGE);
+    }
+
+    #[test]
+    fn written_bytes_do_not_depend_on_the_buffer() {
+        for dirt in [0x00, 0xff] {
+            let mut buf = [dirt; MESSAGE_LEN];
+            MESSAGE.write(&mut buf);
+            assert_eq!(buf, BYTES);
+        }
+    }
+
+    #[test]
+    fn too_short_is_an_error_at_each_length() {
+        for length in 0..MESSAGE_LEN {
+            let error = Arp::parse(&BYTES[..length]).unwrap_err();
+            let have = u16::try_from(length).unwrap();
+            assert_eq!(error, ParseError::Truncated { header: Header::Arp, need: 28, have });
+        }
+    }
+
+    #[test]
+    fn other_kinds_of_addresses_are_refused() {
+        for (at, value, field, found) in [
+            (1, 6, Field::HardwareType, 6),
+            (2, 0x86, Field::ProtocolType, 0x8600),
+            (4, 8, Field::AddressLengths, 0x0804),
+            (5, 16, Field::AddressLengths, 0x0610),
+        ] {
+            let mut bytes = BYTES;
+            bytes[at] = value;
+            let wanted = ParseError::BadField { header: Header::Arp, field, value: found };
+            assert_eq!(Arp::parse(&bytes).unwrap_err(), wanted);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            operation: u16, sender_mac: [u8; 6], sender_ip: u32, target_mac: [u8; 6], target_ip: u32,
+        ) {
+            let message = ArpMessage {
+                operation,
+                sender_mac: MacAddr(sender_mac),
+                sender_ip: Ipv4Addr::from_bits(sender_ip),
+                target_mac: MacAddr(target_mac),
+                target_ip: Ipv4Addr::from_bits(target_ip),
+            };
+            let mut buf = [0xff; MESSAGE_LEN];
+            message.write(&mut buf);
+            prop_assert_eq!(Arp::parse(&buf).unwrap().message(), message);
+        }
+    }
+}

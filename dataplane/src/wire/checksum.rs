@@ -306,3 +306,7 @@ fn verify_segment(
     let right = fold(sum(segment, pseudo)) == 0xffff;
     Ok(if right { L4Checksum::Correct } else { L4Checksum::Wrong })
 }
+
+#[cfg(test)]
+#[path = "checksum_tests.rs"]
+mod tests;

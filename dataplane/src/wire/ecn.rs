@@ -76,3 +76,43 @@ pub const fn decapsulate(inner: Ecn, outer: Ecn) -> Decapsulated {
     };
     Decapsulated::Forward { ecn, anomaly }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Ecn::{Ce, Ect0, Ect1, NotEct};
+    use super::*;
+
+    #[test]
+    fn bits_are_the_low_two() {
+        for tos in 0..=u8::MAX {
+            assert_eq!(Ecn::from_tos(tos).bits(), tos & 3);
+        }
+        assert_eq!([NotEct, Ect1, Ect0, Ce].map(Ecn::bits), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn encapsulation_copies() {
+        for ecn in [NotEct, Ect0, Ect1, Ce] {
+            assert_eq!(encapsulate(ecn), ecn);
+        }
+    }
+
+    #[test]
+    fn decapsulation_is_figure_4_of_rfc_6040() {
+        // One row for each inner field; columns are outer Not-ECT, ECT(0), ECT(1), CE.
+        let table = [
+            (NotEct, [Some((NotEct, false)), Some((NotEct, true)), Some((NotEct, true)), None]),
+            (Ect0, [(Ect0, false), (Ect0, false), (Ect1, false), (Ce, false)].map(Some)),
+            (Ect1, [(Ect1, false), (Ect1, false), (Ect1, false), (Ce, false)].map(Some)),
+            (Ce, [(Ce, false), (Ce, false), (Ce, true), (Ce, false)].map(Some)),
+        ];
+        for (inner, row) in table {
+            for (outer, cell) in [NotEct, Ect0, Ect1, Ce].into_iter().zip(row) {
+                let wanted = cell.map_or(Decapsulated::Drop, |(ecn, anomaly)| {
+                    Decapsulated::Forward { ecn, anomaly }
+                });
+                assert_eq!(decapsulate(inner, outer), wanted, "inner {inner:?} outer {outer:?}");
+            }
+        }
+    }
+}

@@ -94,3 +94,68 @@ pub fn set_addresses(frame: &mut [u8], destination: MacAddr, source: MacAddr) ->
     put::<SOURCE, 6, HEADER_LEN>(header, source.0);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FRAME: [u8; 16] = [2, 0x4f, 10, 0, 1, 4, 2, 0x4f, 10, 0, 1, 5, 0x08, 0x00, 0x45, 0xaa];
+    const A: MacAddr = MacAddr([2, 0x4f, 10, 0, 1, 4]);
+    const B: MacAddr = MacAddr([2, 0x4f, 10, 0, 1, 5]);
+
+    #[test]
+    fn known_bytes_are_read() {
+        let frame = Ethernet::parse(&FRAME).unwrap();
+        assert_eq!(frame.destination(), A);
+        assert_eq!(frame.source(), B);
+        assert_eq!(frame.ethertype(), ETHERTYPE_IPV4);
+        assert_eq!(frame.payload(), [0x45, 0xaa]);
+    }
+
+    #[test]
+    fn written_bytes_do_not_depend_on_the_buffer() {
+        for dirt in [0x00, 0x5a, 0xff] {
+            let mut buf = [dirt; HEADER_LEN];
+            write(&mut buf, A, B, ETHERTYPE_IPV4);
+            assert_eq!(buf, FRAME[..HEADER_LEN]);
+        }
+    }
+
+    #[test]
+    fn too_short_is_an_error_at_each_length() {
+        for length in 0..HEADER_LEN {
+            let error = Ethernet::parse(&FRAME[..length]).unwrap_err();
+            let have = u16::try_from(length).unwrap();
+            assert_eq!(error, ParseError::Truncated { header: Header::Ethernet, need: 14, have });
+            let mut short = FRAME;
+            assert!(!set_addresses(&mut short[..length], B, A));
+            assert_eq!(short, FRAME);
+        }
+        assert!(Ethernet::parse(&FRAME[..HEADER_LEN]).unwrap().payload().is_empty());
+    }
+
+    #[test]
+    fn addresses_change_and_the_rest_stays() {
+        let mut frame = FRAME;
+        assert!(set_addresses(&mut frame, B, A));
+        let view = Ethernet::parse(&frame).unwrap();
+        assert_eq!((view.destination(), view.source()), (B, A));
+        assert_eq!(frame[12..], FRAME[12..]);
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_etherparse(bytes: [u8; HEADER_LEN]) {
+            let ours = Ethernet::parse(&bytes).unwrap();
+            let (theirs, _) = etherparse::Ethernet2Header::from_slice(&bytes).unwrap();
+            prop_assert_eq!(ours.destination().0, theirs.destination);
+            prop_assert_eq!(ours.source().0, theirs.source);
+            prop_assert_eq!(ours.ethertype(), theirs.ether_type.0);
+            let mut written = [0xff; HEADER_LEN];
+            write(&mut written, ours.destination(), ours.source(), ours.ethertype());
+            prop_assert_eq!(written, bytes);
+        }
+    }
+}

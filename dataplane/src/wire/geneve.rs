@@ -230,3 +230,168 @@ pub fn write_option(buf: &mut [u8], class: u16, option_type: u8, data: &[u8]) ->
     rest.copy_from_slice(data);
     Some(length)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::ethernet::ETHERTYPE_TEB;
+    use super::*;
+
+    const PLAIN: [u8; 8] = [0x00, 0x00, 0x65, 0x58, 0x00, 0x0c, 0xe5, 0x00];
+    /// One critical option of 8 bytes, and two bytes of payload.
+    const CRITICAL: [u8; 18] = [
+        0x02, 0x40, 0x65, 0x58, 0x00, 0x0c, 0xe5, 0x00, 0xff, 0x01, 0x81, 0x01, 1, 2, 3, 4, 0xaa,
+        0xbb,
+    ];
+
+    fn vni() -> Vni {
+        Vni::new(3301).unwrap()
+    }
+
+    #[test]
+    fn known_bytes_are_read() {
+        let view = Geneve::parse(&PLAIN).unwrap();
+        assert_eq!((view.version(), view.opt_len(), view.header_len()), (0, 0, 8));
+        assert_eq!((view.protocol(), view.vni()), (ETHERTYPE_TEB, vni()));
+        assert!(!view.is_control() && !view.has_critical());
+        assert!(view.options().next().is_none() && view.payload().is_empty());
+
+        let view = Geneve::parse(&CRITICAL).unwrap();
+        assert_eq!((view.opt_len(), view.header_len()), (8, 16));
+        assert!(view.has_critical() && !view.is_control());
+        let options: Vec<_> = view.options().collect();
+        let option = GeneveOption { class: 0xff01, option_type: 0x81, data: &[1, 2, 3, 4] };
+        assert_eq!(options, [Ok(option)]);
+        assert!(option.is_critical());
+        assert_eq!(view.payload(), [0xaa, 0xbb]);
+    }
+
+    #[test]
+    fn written_bytes_do_not_depend_on_the_buffer() {
+        for dirt in [0x00, 0xff] {
+            let mut buf = [dirt; 18];
+            write_header(buf.first_chunk_mut().unwrap(), vni(), ETHERTYPE_TEB, 0, false, false);
+            assert_eq!(buf[..8], PLAIN);
+            write_header(buf.first_chunk_mut().unwrap(), vni(), ETHERTYPE_TEB, 2, true, false);
+            assert_eq!(write_option(&mut buf[8..], 0xff01, 0x81, &[1, 2, 3, 4]), Some(8));
+            assert_eq!(buf[..16], CRITICAL[..16]);
+            assert_eq!(buf[16..], [dirt; 2]);
+        }
+    }
+
+    #[test]
+    fn too_short_is_an_error_at_each_length() {
+        for length in 0..16 {
+            let need = if length < 8 { 8 } else { 16 };
+            let have = u16::try_from(length).unwrap();
+            assert_eq!(
+                Geneve::parse(&CRITICAL[..length]).unwrap_err(),
+                ParseError::Truncated { header: Header::Geneve, need, have }
+            );
+        }
+    }
+
+    #[test]
+    fn other_versions_are_refused() {
+        for found in 1..4 {
+            let mut bytes = PLAIN;
+            bytes[0] = found << 6;
+            let wanted = ParseError::BadVersion { header: Header::Geneve, found };
+            assert_eq!(Geneve::parse(&bytes).unwrap_err(), wanted);
+        }
+    }
+
+    #[test]
+    fn reserved_bits_are_ignored() {
+        let mut bytes = CRITICAL;
+        bytes[1] |= 0x3f;
+        bytes[7] = 0xff;
+        bytes[11] |= 0xe0;
+        let (dirty, clean) = (Geneve::parse(&bytes).unwrap(), Geneve::parse(&CRITICAL).unwrap());
+        assert_eq!((dirty.vni(), dirty.protocol()), (clean.vni(), clean.protocol()));
+        assert!(!dirty.is_control());
+        assert!(dirty.options().eq(clean.options()));
+        bytes[1] |= 0x80;
+        assert!(Geneve::parse(&bytes).unwrap().is_control());
+    }
+
+    #[test]
+    fn option_past_the_end_is_an_error_and_the_end() {
+        for words in 2..32 {
+            let mut bytes = CRITICAL;
+            bytes[11] = words;
+            let view = Geneve::parse(&bytes).unwrap();
+            let length = 4 + 4 * u16::from(words);
+            let error = ParseError::BadOptionLength { header: Header::Geneve, length, have: 8 };
+            assert_eq!(view.options().collect::<Vec<_>>(), [Err(error)]);
+        }
+        // A shorter one leaves the other four bytes to be an option without data.
+        let mut bytes = CRITICAL;
+        bytes[11] = 0;
+        let lengths: Vec<_> =
+            Geneve::parse(&bytes).unwrap().options().map(|o| o.map(|o| o.data.len())).collect();
+        let error = ParseError::BadOptionLength { header: Header::Geneve, length: 20, have: 4 };
+        assert_eq!(lengths, [Ok(0), Err(error)]);
+    }
+
+    #[test]
+    fn options_that_cannot_be_are_not_written() {
+        let mut buf = [0x77; 132];
+        for data in [&[0; 1][..], &[0; 3], &[0; 6], &[0; 128]] {
+            assert_eq!(write_option(&mut buf, 0, 0, data), None);
+        }
+        assert_eq!(write_option(&mut buf[..7], 0, 0, &[0; 4]), None);
+        assert_eq!(buf, [0x77; 132]);
+        assert_eq!(write_option(&mut buf, 0, 0, &[0; MAX_OPTION_DATA_LEN]), Some(128));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            number in 0..=Vni::MAX,
+            protocol: u16,
+            control: bool,
+            options in prop::collection::vec(
+                (any::<u16>(), any::<u8>(), (0_usize..8).prop_flat_map(|words| {
+                    prop::collection::vec(any::<u8>(), words * 4)
+                })), 0..7),
+        ) {
+            let mut buf = [0xff; HEADER_LEN + MAX_OPTIONS_LEN];
+            let mut end = HEADER_LEN;
+            for (class, option_type, data) in &options {
+                end += write_option(&mut buf[end..], *class, *option_type, data).unwrap();
+            }
+            let words = u8::try_from((end - HEADER_LEN) / 4).unwrap();
+            let critical = options.iter().any(|option| option.1 & OPTION_CRITICAL != 0);
+            let vni = Vni::new(number).unwrap();
+            write_header(buf.first_chunk_mut().unwrap(), vni, protocol, words, critical, control);
+            let view = Geneve::parse(&buf[..end]).unwrap();
+            prop_assert_eq!((view.vni(), view.protocol()), (vni, protocol));
+            prop_assert_eq!((view.has_critical(), view.is_control()), (critical, control));
+            let read: Vec<_> = view.options().map(Result::unwrap).collect();
+            let wanted: Vec<_> = options.iter()
+                .map(|(class, option_type, data)| GeneveOption {
+                    class: *class, option_type: *option_type, data
+                })
+                .collect();
+            prop_assert_eq!(read, wanted);
+            prop_assert!(view.payload().is_empty());
+        }
+
+        #[test]
+        fn options_without_error_cover_every_byte(words in 0_u8..64, noise: [u8; 252]) {
+            let mut buf = [0; 260];
+            buf[0] = words;
+            buf[8..].copy_from_slice(&noise);
+            let view = Geneve::parse(&buf).unwrap();
+            let items: Vec<_> = view.options().collect();
+            if items.iter().all(Result::is_ok) {
+                let total: usize = items.iter().flatten().map(|o| o.data.len() + 4).sum();
+                prop_assert_eq!(total, 4 * usize::from(words));
+            } else {
+                prop_assert!(items.iter().rev().skip(1).all(Result::is_ok));
+            }
+        }
+    }
+}

@@ -196,3 +196,77 @@ pub const fn echo_rest(identifier: u16, sequence: u16) -> u32 {
 pub fn fill_checksum(message: &mut [u8]) -> bool {
     checksum::compute(message, CHECKSUM_OFFSET, 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An echo request: identifier 0x1234, sequence number 7, payload "ping!".
+    const ECHO: [u8; 13] = [8, 0, 0xe5, 0xf3, 0x12, 0x34, 0, 7, b'p', b'i', b'n', b'g', b'!'];
+
+    #[test]
+    fn known_bytes_are_read() {
+        let view = Icmpv4::parse(&ECHO).unwrap();
+        assert_eq!((view.message_type(), view.code(), view.checksum()), (ECHO_REQUEST, 0, 0xe5f3));
+        assert_eq!((view.identifier(), view.sequence()), (0x1234, 7));
+        assert_eq!((view.rest(), view.payload()), (echo_rest(0x1234, 7), &b"ping!"[..]));
+        assert!(view.is_echo() && !view.is_error() && view.verify_checksum());
+
+        let too_big = [3, 4, 0, 0, 0xff, 0xff, 0x05, 0xaa];
+        let view = Icmpv4::parse(&too_big).unwrap();
+        assert_eq!((view.next_hop_mtu(), view.is_error(), view.is_echo()), (1450, true, false));
+    }
+
+    #[test]
+    fn written_bytes_do_not_depend_on_the_buffer() {
+        for dirt in [0x00, 0xff] {
+            let mut buf = ECHO;
+            buf[..HEADER_LEN].fill(dirt);
+            let rest = echo_rest(0x1234, 7);
+            Icmpv4Header { message_type: ECHO_REQUEST, code: 0, rest }
+                .write(buf.first_chunk_mut().unwrap());
+            assert!(fill_checksum(&mut buf));
+            assert_eq!(buf, ECHO);
+        }
+    }
+
+    #[test]
+    fn too_short_is_an_error_at_each_length() {
+        for length in 0..HEADER_LEN {
+            let have = u16::try_from(length).unwrap();
+            let wanted = ParseError::Truncated { header: Header::Icmpv4, need: 8, have };
+            assert_eq!(Icmpv4::parse(&ECHO[..length]).unwrap_err(), wanted);
+            let mut short = ECHO;
+            assert_eq!(fill_checksum(&mut short[..length]), length >= 4);
+        }
+    }
+
+    #[test]
+    fn errors_are_five_types() {
+        let errors: Vec<u8> = (0..=u8::MAX).filter(|kind| is_error(*kind)).collect();
+        assert_eq!(errors, [3, 4, 5, 11, 12]);
+    }
+
+    proptest! {
+        #[test]
+        fn echo_is_that_of_etherparse(
+            id: u16, seq: u16, payload in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let mut message = vec![0xff; HEADER_LEN];
+            Icmpv4Header { message_type: ECHO_REPLY, code: 0, rest: echo_rest(id, seq) }
+                .write(message.first_chunk_mut().unwrap());
+            message.extend_from_slice(&payload);
+            prop_assert!(fill_checksum(&mut message));
+            prop_assert!(Icmpv4::parse(&message).unwrap().verify_checksum());
+            let echo = etherparse::IcmpEchoHeader { id, seq };
+            let theirs = etherparse::Icmpv4Type::EchoReply(echo);
+            let header = etherparse::Icmpv4Header::with_checksum(theirs, &payload);
+            // Both forms of zero are right; ours is never 0.
+            let checksum = if header.checksum == 0 { 0xffff } else { header.checksum };
+            prop_assert_eq!(Icmpv4::parse(&message).unwrap().checksum(), checksum);
+            prop_assert_eq!(&message[4..8], &header.to_bytes()[4..8]);
+        }
+    }
+}

@@ -390,3 +390,160 @@ pub fn fill_checksum(message: &mut [u8], source: Ipv6Addr, destination: Ipv6Addr
     let pseudo = checksum::pseudo_header_v6(source, destination, protocol::ICMPV6, length);
     checksum::compute(message, CHECKSUM_OFFSET, pseudo)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POD: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0, 1, 0, 0, 0, 0xa);
+    const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    const MAC: MacAddr = MacAddr([2, 0x4f, 10, 0, 1, 4]);
+
+    /// The gateway's advertisement to the pod. Checksum by hand: the words of addresses, length,
+    /// protocol and message add up to 0x4a623, folded 0xa627.
+    const ADVERTISEMENT: [u8; 32] = [
+        136, 0, 0x59, 0xd8, 0xe0, 0, 0, 0, 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2,
+        1, 2, 0x4f, 10, 0, 1, 4,
+    ];
+
+    fn advertisement() -> NeighborMessage {
+        NeighborMessage {
+            is_solicitation: false,
+            flags: FLAG_ROUTER | FLAG_SOLICITED | FLAG_OVERRIDE,
+            target: GATEWAY,
+            link_layer_address: MAC,
+        }
+    }
+
+    fn pseudo(length: usize) -> u64 {
+        let length = u32::try_from(length).unwrap();
+        checksum::pseudo_header_v6(GATEWAY, POD, protocol::ICMPV6, length)
+    }
+
+    #[test]
+    fn known_advertisement_is_read() {
+        let view = Neighbor::parse(&ADVERTISEMENT).unwrap();
+        assert!(!view.is_solicitation());
+        assert_eq!(view.flags(), FLAG_ROUTER | FLAG_SOLICITED | FLAG_OVERRIDE);
+        assert_eq!(view.target(), GATEWAY);
+        assert_eq!(view.link_layer_address(OPTION_TARGET_ADDRESS), Ok(Some(MAC)));
+        assert_eq!(view.link_layer_address(OPTION_SOURCE_ADDRESS), Ok(None));
+        let message = Icmpv6::parse(&ADVERTISEMENT).unwrap();
+        assert!(message.is_neighbor_discovery() && !message.is_error() && !message.is_echo());
+        assert!(message.verify_checksum(pseudo(32)));
+    }
+
+    #[test]
+    fn written_bytes_do_not_depend_on_the_buffer() {
+        for dirt in [0x00, 0x5a, 0xff] {
+            let mut buf = [dirt; NEIGHBOR_WITH_ADDRESS_LEN];
+            advertisement().write(&mut buf, GATEWAY, POD);
+            assert_eq!(buf, ADVERTISEMENT);
+        }
+    }
+
+    #[test]
+    fn too_short_is_an_error_at_each_length() {
+        for length in 0..NEIGHBOR_LEN {
+            let have = u16::try_from(length).unwrap();
+            let wanted = ParseError::Truncated { header: Header::Icmpv6, need: 24, have };
+            assert_eq!(Neighbor::parse(&ADVERTISEMENT[..length]).unwrap_err(), wanted);
+            assert_eq!(Icmpv6::parse(&ADVERTISEMENT[..length]).is_ok(), length >= HEADER_LEN);
+        }
+        for length in NEIGHBOR_LEN + 1..NEIGHBOR_WITH_ADDRESS_LEN {
+            let view = Neighbor::parse(&ADVERTISEMENT[..length]).unwrap();
+            let have = u16::try_from(length - NEIGHBOR_LEN).unwrap();
+            let wanted =
+                ParseError::BadOptionLength { header: Header::NeighborOption, length: 8, have };
+            assert_eq!(view.link_layer_address(OPTION_TARGET_ADDRESS), Err(wanted));
+        }
+    }
+
+    #[test]
+    fn option_of_length_zero_ends_the_walk() {
+        let mut bytes = ADVERTISEMENT;
+        bytes[25] = 0;
+        let items: Vec<_> = Neighbor::parse(&bytes).unwrap().options().collect();
+        let wanted =
+            ParseError::BadOptionLength { header: Header::NeighborOption, length: 0, have: 8 };
+        assert_eq!(items, [Err(wanted)]);
+    }
+
+    #[test]
+    fn unknown_options_are_walked_over() {
+        let mut bytes = ADVERTISEMENT[..NEIGHBOR_LEN].to_vec();
+        bytes.extend([14, 2, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
+        bytes.extend([2, 1, 2, 0x4f, 10, 0, 1, 4]);
+        bytes.extend([2, 1, 9, 9, 9, 9, 9, 9]);
+        let view = Neighbor::parse(&bytes).unwrap();
+        assert_eq!(view.link_layer_address(OPTION_TARGET_ADDRESS), Ok(Some(MAC)), "the first one");
+        assert_eq!(view.options().count(), 3);
+    }
+
+    #[test]
+    fn other_messages_and_codes_are_no_neighbor_messages() {
+        for (at, value, field) in
+            [(0, 134, Field::Type), (0, 137, Field::Type), (1, 1, Field::Code)]
+        {
+            let mut bytes = ADVERTISEMENT;
+            bytes[at] = value;
+            let value = u16::from(value);
+            let wanted = ParseError::BadField { header: Header::Icmpv6, field, value };
+            assert_eq!(Neighbor::parse(&bytes).unwrap_err(), wanted);
+        }
+    }
+
+    #[test]
+    fn reserved_bits_of_the_flags_are_ignored() {
+        let mut bytes = ADVERTISEMENT;
+        bytes[4..8].copy_from_slice(&[0x5f, 0xff, 0xff, 0xff]);
+        assert_eq!(Neighbor::parse(&bytes).unwrap().flags(), FLAG_SOLICITED);
+    }
+
+    #[test]
+    fn solicited_node_group_has_the_low_24_bits() {
+        let address: Ipv6Addr = "fd12::aabb:ccdd".parse().unwrap();
+        assert_eq!(solicited_node(address), "ff02::1:ffbb:ccdd".parse::<Ipv6Addr>().unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn neighbor_message_is_read_back(
+            is_solicitation: bool, bits in 0_u32..8, target: u128, mac: [u8; 6],
+        ) {
+            let message = NeighborMessage {
+                is_solicitation,
+                flags: bits << 29,
+                target: Ipv6Addr::from_bits(target),
+                link_layer_address: MacAddr(mac),
+            };
+            let mut buf = [0xff; NEIGHBOR_WITH_ADDRESS_LEN];
+            message.write(&mut buf, GATEWAY, POD);
+            prop_assert!(Icmpv6::parse(&buf).unwrap().verify_checksum(pseudo(32)));
+            let view = Neighbor::parse(&buf).unwrap();
+            prop_assert_eq!(view.is_solicitation(), is_solicitation);
+            prop_assert_eq!((view.flags(), view.target()), (message.flags, message.target));
+            let kind = if is_solicitation { OPTION_SOURCE_ADDRESS } else { OPTION_TARGET_ADDRESS };
+            prop_assert_eq!(view.link_layer_address(kind), Ok(Some(MacAddr(mac))));
+        }
+
+        #[test]
+        fn echo_is_that_of_etherparse(
+            id: u16, seq: u16, payload in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let mut message = vec![0xff; HEADER_LEN];
+            Icmpv6Header { message_type: ECHO_REQUEST, code: 0, rest: echo_rest(id, seq) }
+                .write(message.first_chunk_mut().unwrap());
+            message.extend_from_slice(&payload);
+            prop_assert!(fill_checksum(&mut message, GATEWAY, POD));
+            let view = Icmpv6::parse(&message).unwrap();
+            prop_assert!(view.verify_checksum(pseudo(message.len())));
+            prop_assert_eq!((view.identifier(), view.sequence()), (id, seq));
+            let theirs = etherparse::Icmpv6Type::EchoRequest(etherparse::IcmpEchoHeader { id, seq });
+            let checksum = theirs.calc_checksum(GATEWAY.octets(), POD.octets(), &payload).unwrap();
+            prop_assert_eq!(view.checksum(), if checksum == 0 { 0xffff } else { checksum });
+        }
+    }
+}

@@ -418,3 +418,7 @@ impl Ipv4Header {
         put::<CHECKSUM, 2, N>(buf, checksum.to_ne_bytes());
     }
 }
+
+#[cfg(test)]
+#[path = "ipv4_tests.rs"]
+mod tests;

@@ -420,3 +420,7 @@ impl Ipv6Header {
         put::<DESTINATION, 16, N>(buf, self.destination.octets());
     }
 }
+
+#[cfg(test)]
+#[path = "ipv6_tests.rs"]
+mod tests;

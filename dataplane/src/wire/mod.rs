@@ -298,3 +298,6 @@ fn get_u32<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u32 {
 fn get_u128<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u128 {
     u128::from_be_bytes(get::<AT, 16, N>(bytes))
 }
+
+#[cfg(test)]
+mod tests;

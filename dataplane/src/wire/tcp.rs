@@ -251,3 +251,133 @@ impl TcpHeader {
         put::<URGENT, 2, N>(buf, self.urgent.to_be_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BYTES: [u8; 26] = [
+        0x9c, 0x40, 0x01, 0xbb, 1, 2, 3, 4, 5, 6, 7, 8, 0x60, 0x12, 0xfa, 0xf0, 0xab, 0xcd, 0, 9,
+        2, 4, 5, 0xb4, 0xaa, 0xbb,
+    ];
+
+    fn values(view: &Tcp<'_>) -> TcpHeader {
+        TcpHeader {
+            source_port: view.source_port(),
+            destination_port: view.destination_port(),
+            sequence: view.sequence(),
+            acknowledgment: view.acknowledgment(),
+            flags: view.flags(),
+            window: view.window(),
+            checksum: view.checksum(),
+            urgent: view.urgent(),
+        }
+    }
+
+    #[test]
+    fn known_bytes_are_read_and_written() {
+        let view = Tcp::parse(&BYTES).unwrap();
+        let header = TcpHeader {
+            source_port: 40000,
+            destination_port: 443,
+            sequence: 0x0102_0304,
+            acknowledgment: 0x0506_0708,
+            flags: SYN | ACK,
+            window: 64240,
+            checksum: 0xabcd,
+            urgent: 9,
+        };
+        assert_eq!(values(&view), header);
+        assert_eq!((view.header_len(), view.options()), (24, &[2, 4, 5, 0xb4][..]));
+        assert_eq!(view.payload(), [0xaa, 0xbb]);
+        for dirt in [0x00, 0xff] {
+            let mut buf = [dirt; MIN_HEADER_LEN];
+            header.write(&mut buf);
+            let mut wanted = BYTES;
+            wanted[DATA_OFFSET] = 0x50;
+            assert_eq!(buf, wanted[..MIN_HEADER_LEN]);
+        }
+    }
+
+    #[test]
+    fn flags_are_single_bits_in_wire_order() {
+        let all = [FIN, SYN, RST, PSH, ACK, URG, ECE, CWR];
+        assert!(all.iter().enumerate().all(|(bit, flag)| *flag == 1 << bit));
+    }
+
+    #[test]
+    fn too_short_is_an_error_at_each_length() {
+        for length in 0..24 {
+            let need = if length < 20 { 20 } else { 24 };
+            let have = u16::try_from(length).unwrap();
+            let wanted = ParseError::Truncated { header: Header::Tcp, need, have };
+            assert_eq!(Tcp::parse(&BYTES[..length]).unwrap_err(), wanted);
+            assert_eq!(ports(&BYTES[..length]).ok(), (length >= 4).then_some((40000, 443)));
+        }
+    }
+
+    #[test]
+    fn impossible_data_offsets_are_refused() {
+        for words in 0..5 {
+            let mut bytes = BYTES;
+            bytes[DATA_OFFSET] = words << 4 | 0x0f;
+            let length = u16::from(words) * 4;
+            let wanted = ParseError::BadHeaderLength { header: Header::Tcp, length, minimum: 20 };
+            assert_eq!(Tcp::parse(&bytes).unwrap_err(), wanted);
+        }
+    }
+
+    #[test]
+    fn reserved_bits_are_ignored() {
+        let mut bytes = BYTES;
+        bytes[DATA_OFFSET] |= 0x0f;
+        assert_eq!(Tcp::parse(&bytes).unwrap().header_len(), 24);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back_by_us_and_by_etherparse(
+            source_port: u16, destination_port: u16, sequence: u32, acknowledgment: u32, flags: u8,
+            window: u16, checksum: u16, urgent: u16,
+        ) {
+            let header = TcpHeader {
+                source_port, destination_port, sequence, acknowledgment, flags, window, checksum,
+                urgent,
+            };
+            let mut buf = [0xff; MIN_HEADER_LEN];
+            header.write(&mut buf);
+            prop_assert_eq!(values(&Tcp::parse(&buf).unwrap()), header);
+            let (theirs, _) = etherparse::TcpHeader::from_slice(&buf).unwrap();
+            let bytes = theirs.to_bytes();
+            prop_assert_eq!(bytes.as_slice(), buf);
+            prop_assert_eq!(theirs.sequence_number, sequence);
+            prop_assert_eq!(theirs.syn, flags & SYN != 0);
+            prop_assert_eq!(theirs.fin, flags & FIN != 0);
+            prop_assert_eq!(theirs.cwr, flags & CWR != 0);
+            prop_assert_eq!(theirs.window_size, window);
+        }
+
+        #[test]
+        fn rewritten_ports_keep_the_checksum_right(from: [u16; 2], to: [u16; 2], sequence: u32, pseudo: u32) {
+            let mut segment = [0; MIN_HEADER_LEN];
+            TcpHeader {
+                source_port: from[0], destination_port: from[1], sequence, acknowledgment: 0,
+                flags: ACK, window: 1, checksum: 0, urgent: 0,
+            }
+            .write(&mut segment);
+            let pseudo = u64::from(pseudo);
+            prop_assert!(checksum::compute(&mut segment, CHECKSUM_OFFSET, pseudo));
+            let mut header = TcpMut::new(&mut segment).unwrap();
+            header.set_source_port(to[0]);
+            header.set_destination_port(to[1]);
+            header.adjust_checksum(
+                checksum::difference16(from[0], to[0]) + checksum::difference16(from[1], to[1]),
+            );
+            let view = Tcp::parse(&segment).unwrap();
+            prop_assert_eq!((view.source_port(), view.destination_port()), (to[0], to[1]));
+            prop_assert!(view.verify_checksum(pseudo));
+        }
+    }
+}

@@ -186,3 +186,112 @@ impl UdpHeader {
         put::<CHECKSUM, 2, N>(buf, self.checksum.to_be_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BYTES: [u8; 12] = [0x30, 0x39, 0x17, 0xc1, 0, 10, 0xab, 0xcd, 0xaa, 0xbb, 0xee, 0xee];
+    const HEADER: UdpHeader =
+        UdpHeader { source_port: 12345, destination_port: 6081, length: 10, checksum: 0xabcd };
+
+    fn values(view: &Udp<'_>) -> UdpHeader {
+        UdpHeader {
+            source_port: view.source_port(),
+            destination_port: view.destination_port(),
+            length: view.length(),
+            checksum: view.checksum(),
+        }
+    }
+
+    #[test]
+    fn known_bytes_are_read() {
+        let view = Udp::parse(&BYTES).unwrap();
+        assert_eq!(values(&view), HEADER);
+        assert_eq!((view.payload(), view.datagram()), (&[0xaa, 0xbb][..], &BYTES[..10]));
+    }
+
+    #[test]
+    fn written_bytes_do_not_depend_on_the_buffer() {
+        for dirt in [0x00, 0xff] {
+            let mut buf = [dirt; HEADER_LEN];
+            HEADER.write(&mut buf);
+            assert_eq!(buf, BYTES[..HEADER_LEN]);
+        }
+    }
+
+    #[test]
+    fn too_short_is_an_error_at_each_length() {
+        for length in 0..10 {
+            let have = u16::try_from(length).unwrap();
+            let wanted = if length < 8 {
+                ParseError::Truncated { header: Header::Udp, need: 8, have }
+            } else {
+                ParseError::BadTotalLength { header: Header::Udp, length: 10, minimum: 8, have }
+            };
+            assert_eq!(Udp::parse(&BYTES[..length]).unwrap_err(), wanted);
+            let quoted = Udp::parse_quoted(&BYTES[..length]).map(|view| view.datagram().len());
+            assert_eq!(quoted.ok(), (length >= 8).then_some(length));
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        for length in (0..8).chain(13..20) {
+            let mut bytes = BYTES;
+            bytes[5] = length;
+            let (length, minimum, have) = (u16::from(length), 8, 12);
+            let wanted = ParseError::BadTotalLength { header: Header::Udp, length, minimum, have };
+            assert_eq!(Udp::parse(&bytes).unwrap_err(), wanted);
+            assert_eq!(Udp::parse_quoted(&bytes).is_ok(), length >= 8);
+        }
+    }
+
+    #[test]
+    fn no_checksum_stays_none() {
+        let mut bytes = [0; HEADER_LEN];
+        let mut header = UdpMut::new(&mut bytes).unwrap();
+        header.adjust_checksum(checksum::difference16(1, 2));
+        assert_eq!(header.checksum(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(source_port: u16, destination_port: u16, checksum: u16) {
+            let header = UdpHeader { source_port, destination_port, length: 8, checksum };
+            let mut buf = [0xff; HEADER_LEN];
+            header.write(&mut buf);
+            prop_assert_eq!(values(&Udp::parse(&buf).unwrap()), header);
+            let (theirs, _) = etherparse::UdpHeader::from_slice(&buf).unwrap();
+            prop_assert_eq!(theirs.source_port, source_port);
+            prop_assert_eq!(theirs.destination_port, destination_port);
+            prop_assert_eq!(theirs.checksum, checksum);
+        }
+
+        #[test]
+        fn rewritten_ports_keep_the_checksum_right(
+            from: [u16; 2], to: [u16; 2], payload in prop::collection::vec(any::<u8>(), 0..64),
+            pseudo in 1_u64..0x1_0000_0000,
+        ) {
+            let length = u16::try_from(HEADER_LEN + payload.len()).unwrap();
+            let mut datagram = vec![0; HEADER_LEN];
+            UdpHeader { source_port: from[0], destination_port: from[1], length, checksum: 0 }
+                .write(datagram.first_chunk_mut().unwrap());
+            datagram.extend(payload);
+            prop_assert!(checksum::compute(&mut datagram, CHECKSUM_OFFSET, pseudo));
+            prop_assert!(Udp::parse(&datagram).unwrap().verify_checksum(pseudo));
+            let mut header = UdpMut::new(&mut datagram).unwrap();
+            header.set_source_port(to[0]);
+            header.set_destination_port(to[1]);
+            header.adjust_checksum(
+                checksum::difference16(from[0], to[0]) + checksum::difference16(from[1], to[1]),
+            );
+            let rewritten = datagram.clone();
+            prop_assert!(Udp::parse(&rewritten).unwrap().verify_checksum(pseudo));
+            prop_assert!(checksum::compute(&mut datagram, CHECKSUM_OFFSET, pseudo));
+            prop_assert_eq!(rewritten, datagram);
+        }
+    }
+}
