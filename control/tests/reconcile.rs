@@ -75,7 +75,7 @@ fn killed_control_leaves_a_socket_that_the_next_one_replaces() {
     let bed = bed_with_pod();
     let dataplane = bed.dataplane(1, BTreeMap::new());
     let control = bed.control();
-    wait_until("control answers", || !bed.control_status().is_null());
+    wait_until("everything is in force", || bed.control_status()["in_force"] == 3);
     drop(control);
     assert!(bed.path("control.sock").exists());
     dataplane.take_log();
