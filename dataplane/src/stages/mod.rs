@@ -86,6 +86,7 @@ fn answer_link_messages(vector: &mut Vector, cx: &mut Context<'_>) {
 
 /// A vector whose packets were routed before: handed over by another worker.
 pub fn from_worker(vector: &mut Vector, cx: &mut Context<'_>) {
+    resolve::route::confirm(vector, cx);
     transmit::phase(vector, cx);
 }
 

@@ -21,7 +21,7 @@ use self::hold::Held;
 use self::maintenance::PortBlock;
 use crate::io::Port;
 use crate::packet::meta::{Meta, Origin};
-use crate::packet::pool::{Depot, FramePool};
+use crate::packet::pool::{Depot, FramePool, UmemId};
 use crate::packet::vector::{VECTOR, Vector};
 use crate::packet::verdict::{PortId, Verdict};
 use crate::stages::transmit::icmp_error::RateLimit;
@@ -78,8 +78,10 @@ pub struct Parts<P> {
     pub id: WorkerId,
     /// Its side of the tables.
     pub tables: Subscription,
-    /// Frames, by UMEM number; the first is where packets made here come from.
+    /// Frames, by UMEM number.
     pub depots: Vec<Arc<Depot>>,
+    /// The UMEM where packets made here come from: that of most of its ports.
+    pub own_umem: UmemId,
     /// Its ends of the lanes.
     pub lanes: Lanes,
     /// Where its counters are published.
@@ -100,6 +102,11 @@ pub struct Worker<P> {
     inside_ports: Vec<usize>,
     /// Numbers of the uplink's ports.
     uplink_ports: Vec<usize>,
+    /// Where in these lists the next round begins.
+    first_inside: usize,
+    first_uplink: usize,
+    /// The lane from which the last round began.
+    first_lane: usize,
     pools: Vec<FramePool>,
     counters: Counters,
     finished_checksums: Vec<u64>,
@@ -135,6 +142,9 @@ impl<P: Port> Worker<P> {
             slots: Vec::new(),
             inside_ports: Vec::new(),
             uplink_ports: Vec::new(),
+            first_inside: 0,
+            first_uplink: 0,
+            first_lane: 0,
             pools,
             counters: Counters::default(),
             finished_checksums: Vec::new(),
@@ -197,8 +207,13 @@ impl<P: Port> Worker<P> {
     /// Fills `vector` from the ports of one side.
     #[inline]
     fn receive(&mut self, vector: &mut Vector, from_uplink: bool) -> usize {
-        let ports = if from_uplink { &self.uplink_ports } else { &self.inside_ports };
-        for number in ports {
+        let (ports, first) = if from_uplink {
+            (&self.uplink_ports, &mut self.first_uplink)
+        } else {
+            (&self.inside_ports, &mut self.first_inside)
+        };
+        let (before, after) = ports.split_at((*first).min(ports.len()));
+        for (turn, number) in after.iter().chain(before).enumerate() {
             let Some(Some(slot)) = self.slots.get_mut(*number) else { continue };
             let received = slot.port.receive(&mut vector.frames);
             if received == 0 {
@@ -211,6 +226,9 @@ impl<P: Port> Worker<P> {
                 vector.meta.push(meta);
             }
             if vector.is_full() {
+                // The next round begins behind the port that filled the vector, so that a busy
+                // one cannot keep the others waiting for ever.
+                *first = (*first + turn + 1) % ports.len();
                 break;
             }
         }
@@ -221,7 +239,11 @@ impl<P: Port> Worker<P> {
     /// Takes over packets that other workers handed over.
     fn receive_handed(&mut self) -> usize {
         let mut handed = std::mem::take(&mut self.handed);
-        for lane in self.parts.lanes.incoming.iter_mut().flatten() {
+        // Another lane first each time: a busy one must not keep the others waiting.
+        let lanes = &mut self.parts.lanes.incoming;
+        self.first_lane = (self.first_lane + 1) % lanes.len().max(1);
+        let (before, after) = lanes.split_at_mut(self.first_lane);
+        for lane in after.iter_mut().chain(before).flatten() {
             while !handed.is_full() {
                 let Ok(mut packet) = lane.pop() else { break };
                 match packet.meta.verdict {
@@ -267,7 +289,8 @@ impl<P: Port> Worker<P> {
     #[inline]
     fn run_stages(&mut self, vector: &mut Vector, stages: fn(&mut Vector, &mut Context<'_>)) {
         // A worker without any UMEM has no port either, and so no packet.
-        let Some(pool) = self.pools.first_mut() else { return };
+        let own = usize::from(self.parts.own_umem.0);
+        let Some(pool) = self.pools.get_mut(own) else { return };
         let mut context = Context {
             tables: self.parts.tables.snapshot(),
             worker: self.parts.id,

@@ -14,3 +14,5 @@ mod flat;
 mod icmp_error;
 mod sizes;
 mod source_check;
+mod table_changes;
+mod workers;

@@ -19,6 +19,27 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     }
 }
 
+/// Routes anew what another worker routed by tables that have changed since: the endpoint's place
+/// may be another's by now.
+pub fn confirm(vector: &mut Vector, cx: &mut Context<'_>) {
+    for (frame, meta) in vector.packets() {
+        if meta.is_pending() && !is_current(frame, meta, cx.tables) {
+            step(frame, meta, cx);
+        }
+    }
+}
+
+/// Does the endpoint that the packet was routed to have its destination address?
+#[inline]
+fn is_current(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
+    let Target::Endpoint(index) = meta.route.target() else { return false };
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    tables.endpoints.get(index).is_some_and(|endpoint| match meta.kind {
+        Kind::Ipv4 => endpoint.v4 == peek::destination_v4(ip),
+        _ => endpoint.v6 == peek::destination_v6(ip),
+    })
+}
+
 /// Finds what has the packet's destination and takes the hop.
 #[inline]
 fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {

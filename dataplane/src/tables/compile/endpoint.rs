@@ -66,8 +66,15 @@ impl Compiler {
                 let what = format!("{address} is no pod's address");
                 return refuse(what, "addresses", "give a unicast address");
             }
-            if taken.is_some() && !is_own && !matches!(taken.target(), Target::Underlay(_)) {
-                let what = format!("address {address} belongs to {} already", self.owner(taken));
+            let owner = if taken.is_some() && !matches!(taken.target(), Target::Underlay(_)) {
+                Some(self.owner(taken))
+            } else {
+                // Flat mode: these have no route of their own.
+                let endpoint = self.unrouted.get(address).map(|name| format!("endpoint {name}"));
+                endpoint.or_else(|| Some(format!("node {}", self.peer_at(*address)?.name)))
+            };
+            if let Some(owner) = owner.filter(|_| !is_own) {
+                let what = format!("address {address} belongs to {owner} already");
                 return refuse(what, "addresses", "no two pods or nodes may share an address");
             }
         }
@@ -106,6 +113,9 @@ impl Compiler {
         for address in &record.object.addresses {
             self.forget_next_hop(*address);
             self.tables.routes.set_host(*address, route);
+            if !route.is_some() {
+                self.unrouted.insert(*address, name.clone());
+            }
         }
         self.endpoints.insert(name, record);
     }
@@ -120,6 +130,9 @@ impl Compiler {
     fn take_out(&mut self, name: &str) -> Option<EndpointRecord> {
         let record = self.endpoints.remove(name)?;
         for address in &record.object.addresses {
+            self.unrouted.remove(address);
+            // A remote endpoint of flat mode has no route, but perhaps a next hop.
+            self.forget_next_hop(*address);
             self.tables.routes.set_host(*address, Route(0));
         }
         if let Some(index) = record.index {

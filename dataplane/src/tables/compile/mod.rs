@@ -70,6 +70,16 @@ struct EndpointRecord {
     binding: Option<Binding>,
 }
 
+/// How to undo a change: the object as it was, and what had been found out about it.
+#[derive(Debug)]
+struct Before {
+    change: Change,
+    /// Of an endpoint.
+    binding: Option<Binding>,
+    /// Of a peer: the MACs towards its next hop, and the path's MTU.
+    peer: (Option<Adjacency>, Option<u16>),
+}
+
 /// Objects and the tables made of them.
 #[derive(Debug, Default)]
 pub struct Compiler {
@@ -83,6 +93,8 @@ pub struct Compiler {
     uplink: UplinkBinding,
     host: Option<HostBinding>,
     next_hops: HashMap<IpAddr, u32>,
+    /// Flat mode: addresses of remote endpoints, which have no route of their own, and whose.
+    unrouted: HashMap<IpAddr, String>,
     tables: Snapshot,
 }
 
@@ -105,10 +117,7 @@ impl Compiler {
                 Change::Set(object) => object.key(),
                 Change::Remove(key) => key.clone(),
             };
-            let before = match self.object(&key) {
-                Some(object) => Change::Set(object),
-                None => Change::Remove(key),
-            };
+            let before = self.remember(key);
             match self.change(change) {
                 Ok(more) => {
                     effects.extend(more);
@@ -116,15 +125,52 @@ impl Compiler {
                 }
                 Err(error) => {
                     for step in undo.into_iter().rev() {
-                        // Each step restores a state that was accepted before.
-                        let undone = self.change(step);
-                        debug_assert!(undone.is_ok());
+                        self.restore(step);
                     }
                     return Err(error);
                 }
             }
         }
         Ok(effects)
+    }
+
+    /// What there is of `key` now, and what has been found out about it.
+    fn remember(&self, key: ObjectKey) -> Before {
+        let mut before = Before { change: Change::Remove(key), binding: None, peer: (None, None) };
+        let Change::Remove(key) = &before.change else { return before };
+        match key {
+            ObjectKey::Endpoint(name) => {
+                before.binding = self.endpoints.get(name).and_then(|record| record.binding);
+            }
+            ObjectKey::Peer(name) => {
+                before.peer =
+                    self.peers.get(name).map_or((None, None), |r| (r.adjacency, r.path_mtu));
+            }
+            ObjectKey::Node => {}
+        }
+        if let Some(object) = self.object(key) {
+            before.change = Change::Set(object);
+        }
+        before
+    }
+
+    /// Undoes a change.
+    fn restore(&mut self, before: Before) {
+        let key = match &before.change {
+            Change::Set(object) => object.key(),
+            Change::Remove(key) => key.clone(),
+        };
+        // It is a state that was accepted before.
+        let undone = self.change(before.change);
+        debug_assert!(undone.is_ok());
+        match key {
+            ObjectKey::Endpoint(name) => self.bind_endpoint(&name, before.binding),
+            ObjectKey::Peer(name) => {
+                self.set_adjacency(&name, before.peer.0);
+                self.set_path_mtu(&name, before.peer.1);
+            }
+            ObjectKey::Node => {}
+        }
     }
 
     fn change(&mut self, change: Change) -> Result<Vec<Effect>, ApiError> {
@@ -175,17 +221,7 @@ impl Compiler {
     }
 
     fn set_node(&mut self, node: Node) -> Result<Vec<Effect>, ApiError> {
-        for address in &node.addresses {
-            let old = self.tables.routes.host(*address);
-            if old.is_some() && old.target() != Target::Host {
-                return Err(ApiError::new(
-                    ErrorCode::Refused,
-                    format!("address {address} belongs to {} already", self.owner(old)),
-                )
-                .at(format!("node {}: addresses", node.name))
-                .hint("no two nodes or pods may share an address"));
-            }
-        }
+        self.check_node(&node)?;
         self.unroute_node();
         self.node = Some(node);
         self.route_node();
@@ -196,6 +232,33 @@ impl Compiler {
         effects.extend(self.peers.keys().cloned().map(Effect::PeerSet));
         effects.extend(self.local_names().map(Effect::EndpointSet));
         Ok(effects)
+    }
+
+    fn check_node(&self, node: &Node) -> Result<(), ApiError> {
+        let refuse = |what: String, field: &str, hint: &str| {
+            Err(ApiError::new(ErrorCode::Refused, what)
+                .at(format!("node {}: {field}", node.name))
+                .hint(hint))
+        };
+        let own = |route: Route| matches!(route.target(), Target::Host | Target::Gateway);
+        let lists =
+            [(&node.addresses, "addresses"), (&node.gateway_addresses, "gateway_addresses")];
+        for (addresses, field) in lists {
+            for address in addresses {
+                let old = self.tables.routes.host(*address);
+                if old.is_some() && !own(old) && !matches!(old.target(), Target::Underlay(_)) {
+                    let what = format!("address {address} belongs to {} already", self.owner(old));
+                    return refuse(what, field, "no two nodes or pods may share an address");
+                }
+            }
+        }
+        for cidr in &node.pod_cidrs {
+            if let Some((other, theirs)) = self.overlapping_peer(*cidr, "") {
+                let what = format!("pod range {cidr} overlaps {theirs} of node {other}");
+                return refuse(what, "podCIDRs", "give every node a range of its own");
+            }
+        }
+        Ok(())
     }
 
     fn remove_node(&mut self) -> Result<Vec<Effect>, ApiError> {

@@ -56,16 +56,18 @@ impl Compiler {
         if peer.addresses.is_empty() {
             return refuse("it has no address".into(), "addresses", "give the node's InternalIP");
         }
-        let own = self.peers.get(&peer.name).map(|record| record.index);
-        let taken = |route: Route| match route.target() {
-            Target::Peer(index) => Some(index) != own,
-            Target::None | Target::Underlay(_) | Target::UnderlayUnknown => false,
-            _ => true,
-        };
+        let own = self.peers.get(&peer.name).map(|record| &record.object.addresses);
         for address in &peer.addresses {
             let route = self.tables.routes.host(*address);
-            if taken(route) {
-                let what = format!("address {address} belongs to {} already", self.owner(route));
+            let taken = match route.target() {
+                Target::None | Target::Underlay(_) | Target::UnderlayUnknown => None,
+                _ if own.is_some_and(|own| own.contains(address)) => None,
+                _ => Some(self.owner(route)),
+            };
+            let other = self.peer_at(*address).filter(|other| other.name != peer.name);
+            let taken = taken.or_else(|| other.map(|other| format!("node {}", other.name)));
+            if let Some(owner) = taken {
+                let what = format!("address {address} belongs to {owner} already");
                 return refuse(what, "addresses", "no two nodes or pods may share an address");
             }
         }
@@ -92,7 +94,12 @@ impl Compiler {
         {
             return Some((node.name.clone(), *other));
         }
-        // The tables know the usual case, the same range twice, without a search.
+        self.overlapping_peer(cidr, except)
+    }
+
+    /// The peer other than `except` that has a range overlapping `cidr`.
+    pub(super) fn overlapping_peer(&self, cidr: IpNet, except: &str) -> Option<(String, IpNet)> {
+        let overlaps = |other: &IpNet| other.contains(&cidr) || cidr.contains(other);
         self.peers.values().filter(|record| record.object.name != except).find_map(|record| {
             let other = record.object.pod_cidrs.iter().find(|other| overlaps(other))?;
             Some((record.object.name.clone(), *other))
@@ -147,6 +154,11 @@ impl Compiler {
             if matches!(&record.object.attachment, Attachment::Remote { peer } if peer == name) {
                 for address in &record.object.addresses {
                     self.tables.routes.set_host(*address, route);
+                    if route.is_some() {
+                        self.unrouted.remove(address);
+                    } else {
+                        self.unrouted.insert(*address, record.object.name.clone());
+                    }
                 }
             }
         }
