@@ -37,21 +37,24 @@ pub struct Cli {
         default_value = "/run/overlane/dataplane.sock"
     )]
     pub socket: PathBuf,
-    /// The control process's socket.
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        env = "OVERLANE_CONTROL_SOCKET",
-        default_value = "/run/overlane/control.sock"
-    )]
-    pub control_socket: PathBuf,
+    /// The control process's socket [default: control.sock beside the dataplane's]
+    #[arg(long, global = true, value_name = "PATH", env = "OVERLANE_CONTROL_SOCKET")]
+    pub control_socket: Option<PathBuf>,
     /// How the answer is written.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     pub output: Output,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+impl Cli {
+    /// The control process's socket: as given, or beside the dataplane's.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        let beside = || self.socket.with_file_name("control.sock");
+        self.control_socket.clone().unwrap_or_else(beside)
+    }
 }
 
 /// How an answer is written.

@@ -25,7 +25,7 @@ struct Whole {
 /// When the dataplane does not answer.
 pub fn run(cli: &Cli) -> Result<Answer, CliError> {
     let dataplane = ask_status(&mut cli.dataplane()?)?;
-    let control = match socket::ask(&cli.control_socket, Op::Status, TIMEOUT) {
+    let control = match socket::ask(&cli.control_socket(), Op::Status, TIMEOUT) {
         Ok(Reply::Status(status)) => Ok(*status),
         Ok(Reply::Hello { .. }) => Err("it answered something else".to_owned()),
         Err(error) => Err(error.to_string()),

@@ -27,7 +27,7 @@ pub fn run(cli: &Cli) -> Result<Answer, CliError> {
         Ok(DataplaneReply::Hello { version, .. }) => Some(version),
         _ => None,
     };
-    let control = match socket::ask(&cli.control_socket, Op::Hello, TIMEOUT) {
+    let control = match socket::ask(&cli.control_socket(), Op::Hello, TIMEOUT) {
         Ok(Reply::Hello { version }) => Some(version),
         _ => None,
     };
