@@ -18,6 +18,7 @@ use self::node::NodeEntry;
 use self::paged::Paged;
 use self::peers::{Adjacency, PeerEntry};
 use self::routes::RouteTables;
+use crate::packet::meta::Target;
 
 /// All tables, of one generation.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +44,17 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Largest IP packet that a target takes, bytes; 0: it is not ready to take any.
+    #[inline]
+    #[must_use]
+    pub fn mtu(&self, target: Target) -> u16 {
+        match target {
+            Target::Endpoint(index) => self.endpoints.get(index).map_or(0, |e| e.mtu),
+            Target::Peer(index) => self.peers.get(index).map_or(0, |peer| peer.mtu),
+            _ => self.node.underlay_mtu,
+        }
+    }
+
     /// Bytes of memory, pages that versions share counted once.
     #[must_use]
     pub fn bytes(&self) -> usize {

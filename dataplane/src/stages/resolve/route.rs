@@ -78,17 +78,6 @@ fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
     }
 }
 
-/// Largest IP packet that a target takes, bytes.
-#[inline]
-#[must_use]
-pub fn mtu(target: Target, tables: &Snapshot) -> u16 {
-    match target {
-        Target::Endpoint(index) => tables.endpoints.get(index).map_or(0, |e| e.mtu),
-        Target::Peer(index) => tables.peers.get(index).map_or(0, |peer| peer.mtu),
-        _ => tables.node.underlay_mtu,
-    }
-}
-
 /// Lowers the time to live by one, and checks the size against the way out.
 #[inline]
 fn hop(ip: &mut [u8], meta: &mut Meta, target: Target, tables: &Snapshot) {
@@ -105,7 +94,7 @@ fn hop(ip: &mut [u8], meta: &mut Meta, target: Target, tables: &Snapshot) {
         meta.ttl -= 1;
         meta.forwarded = false;
     }
-    let limit = mtu(target, tables);
+    let limit = tables.mtu(target);
     // A target that is not ready has no size; transmit says what it lacks.
     if meta.ip_len > limit && limit != 0 {
         meta.verdict = Verdict::Drop(DropReason::PacketTooBig);

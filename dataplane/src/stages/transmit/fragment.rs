@@ -10,7 +10,6 @@ use crate::packet::meta::{Kind, Meta};
 use crate::packet::vector::{Packet, Vector};
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
-use crate::stages::resolve::route;
 use crate::wire::ethernet;
 use crate::wire::ipv4::{self, Ipv4, Ipv4Header};
 
@@ -21,7 +20,7 @@ pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
         if !too_big || meta.dont_fragment || meta.kind != Kind::Ipv4 {
             continue;
         }
-        let limit = usize::from(route::mtu(meta.route.target(), cx.tables));
+        let limit = usize::from(cx.tables.mtu(meta.route.target()));
         if split(frame, meta, limit, cx).is_some() {
             meta.verdict = Verdict::Pending;
             super::step(frame, meta, cx);

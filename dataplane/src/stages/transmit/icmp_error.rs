@@ -13,7 +13,6 @@ use crate::packet::meta::{Kind, Meta, Origin, Target};
 use crate::packet::vector::{Packet, Vector};
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
-use crate::stages::resolve::route;
 use crate::wire::icmpv4::{self, Icmpv4Header};
 use crate::wire::icmpv6::{self, Icmpv6Header};
 use crate::wire::ipv4::{self, Ipv4Header};
@@ -103,7 +102,7 @@ fn error_of(reason: DropReason, meta: &Meta, cx: &Context<'_>) -> Option<Error> 
             rest: 0,
         }),
         DropReason::PacketTooBig => {
-            let mtu = u32::from(route::mtu(meta.route.target(), cx.tables));
+            let mtu = u32::from(cx.tables.mtu(meta.route.target()));
             // IPv6 knows no smaller MTU than 1280 (RFC 8200 section 5).
             let mtu = if meta.kind == Kind::Ipv4 { mtu } else { mtu.max(1280) };
             Some(Error {
