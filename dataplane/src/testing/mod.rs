@@ -2,6 +2,7 @@
 //! workers are the real ones; the ports are memory.
 #![allow(clippy::cast_possible_truncation, reason = "for tests, of a few workers")]
 
+pub mod fuzz;
 pub mod node;
 pub mod objects;
 

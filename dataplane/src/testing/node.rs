@@ -69,6 +69,7 @@ impl<P: Port> Bench<P> {
                 id: WorkerId(number as u8),
                 tables: publisher.subscribe(number),
                 depots: vec![depot.clone()],
+                own_umem: UmemId(0),
                 lanes,
                 published: Published::new(),
                 commands: receiver,

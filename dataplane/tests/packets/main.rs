@@ -12,6 +12,7 @@ mod delivery;
 mod encap;
 mod flat;
 mod icmp_error;
+mod model;
 mod sizes;
 mod source_check;
 mod table_changes;
