@@ -58,11 +58,11 @@ for file in "$ROOT"/dataplane/tests/netns/[0-9]*.sh; do
     77) printf 'skipped %s: %s\n' "$name" "$(sed -n 's/^# skipped: //p' "$log")" ;;
     *)
       failures=$((failures + 1))
-      grep -v '^  ok ' "$log" || true
+      [ "$VERBOSE" = yes ] || grep -v '^  ok ' "$log" || true
       if [ "$status" = 124 ] || [ "$status" = 137 ]; then printf 'FAILED %s (not done after 300 s)\n' "$name"
       else printf 'FAILED %s (%s of %s checks, %d s)\n' "$name" "$(grep -c '^  BAD ' "$log" || true)" "$(grep -cE '^  (ok|BAD) ' "$log" || true)" "$took"; fi ;;
   esac
-  if [ "$VERBOSE" = yes ]; then grep -E '^(  |#)' "$log" || true; fi
+  if [ "$VERBOSE" = yes ]; then cat "$log"; fi
 done
 [ "$count" != 0 ] || die "no scenario is called '${NAMES[*]}'"
 [ "$failures" = 0 ]

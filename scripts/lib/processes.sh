@@ -57,8 +57,8 @@ stop_program() {
   local pid
   if pid=$(running "$1" "$2"); then
     kill "-${3:-TERM}" "$pid" 2>/dev/null || true
-    if ! wait_until 5 all_gone "$pid"; then
-      warn "overlane-$1 of node $2 (process $pid) did not end in 5 s: killed"
+    if ! wait_until 10 all_gone "$pid"; then
+      warn "overlane-$1 of node $2 (process $pid) did not end in 10 s: killed"
       kill -KILL "$pid" 2>/dev/null || true
       wait_until 5 all_gone "$pid" || true
     fi
@@ -106,11 +106,13 @@ start_all() {
 }
 
 stop_all() {
-  local dir node
+  local dir node stoppers=()
   for dir in "$RUN_DIR"/*/; do
     [ -d "$dir" ] || continue
     node=$(basename "$dir")
-    stop_program control "$node"
-    stop_program dataplane "$node"
+    { stop_program control "$node"; stop_program dataplane "$node"; } &
+    stoppers+=("$!")
   done
+  # a way out takes the dataplane some time: all of them at once
+  [ ${#stoppers[@]} = 0 ] || wait "${stoppers[@]}" || true
 }

@@ -10,9 +10,9 @@ kill_a() { kill -KILL "$(node_pid dataplane a)"; }
 
 bed --no-processes
 serve a
-start ext python3 "$HERE/echo.py" session "$(node_ip4 a)" 7000
+start ext "$PYTHON" "$HERE/echo.py" session "$(node_ip4 a)" 7000
 session4=$STARTED log4=$STARTED_LOG
-start ext python3 "$HERE/echo.py" session "$(node_ip6 a)" 7000
+start ext "$PYTHON" "$HERE/echo.py" session "$(node_ip6 a)" 7000
 session6=$STARTED log6=$STARTED_LOG
 sleep 1
 

@@ -5,7 +5,7 @@
 
 # frames FILTER: how many match.
 frames() {
-  tshark -n -r "$WORK/pcap" -d "udp.port==6081,geneve" -d "udp.port==4789,vxlan" \
+  tshark -n -r "$WORK/pcap" -d "udp.port==7000,data" -d "tcp.port==7000,data" \
     -o ip.check_checksum:TRUE -o udp.check_checksum:TRUE -o tcp.check_checksum:TRUE \
     -Y "$1" -T fields -e frame.number 2> /dev/null | wc -l
 }
@@ -27,7 +27,7 @@ traffic() {
 capture() {
   local mode=$1 tunnel=$1 bad
   bed --mode "$mode" --underlay "$2" --vni 1234
-  start net tcpdump -Z root -ni br0 -s 0 -U -w "$WORK/pcap" udp port 6081 or udp port 4789 or net 10.244.0.0/16 or net fd12:3456::/48
+  start net tcpdump --immediate-mode -Z root -ni br0 -s 0 -U -w "$WORK/pcap" udp port 6081 or udp port 4789 or net 10.244.0.0/16 or net fd12:3456::/48
   local tcpdump=$STARTED
   wait_until 5 test -s "$WORK/pcap" || die "tcpdump did not start: $(cat "$STARTED_LOG")"
   serve b-pod1

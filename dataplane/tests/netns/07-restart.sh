@@ -16,7 +16,7 @@ pings6_again() { wait_until 10 at a-pod1 ping -n -c 1 -W 1 "$(pod_ip6 b 1)"; }
 
 bed --mode geneve
 serve b-pod1
-start a-pod1 python3 "$HERE/echo.py" session "$(pod_ip4 b 1)" 7000
+start a-pod1 "$PYTHON" "$HERE/echo.py" session "$(pod_ip4 b 1)" 7000
 session=$STARTED session_log=$STARTED_LOG
 check "pods talk" pings_again
 

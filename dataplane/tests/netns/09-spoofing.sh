@@ -5,7 +5,7 @@
 
 # forge WHAT FRAME: send it from a-pod1 five times.
 forge() {
-  at a-pod1 python3 - "$1" <<PYTHON
+  at a-pod1 "$PYTHON" - "$1" <<PYTHON
 import sys
 from scapy.all import *
 conf.verb = 0
@@ -27,7 +27,7 @@ bed --mode geneve
 one_ping a-pod1 169.254.1.1 > /dev/null || die "the pod's gateway does not answer"
 gateway=$(at a-pod1 ip -j neigh show 169.254.1.1 | jq -r '.[0].lladdr')
 b4=$(pod_ip4 b 1) b6=$(pod_ip6 b 1)
-start b-pod1 tcpdump -Z root -ni eth0 -U -w "$WORK/b.pcap" udp port 9
+start b-pod1 tcpdump --immediate-mode -Z root -ni eth0 -U -w "$WORK/b.pcap" udp port 9
 tcpdump=$STARTED
 wait_until 5 test -s "$WORK/b.pcap" || die "tcpdump did not start"
 

@@ -72,7 +72,8 @@ def udp(address, port, count):
         s.settimeout(1)
         s.connect((address, port))
         for number in range(count):
-            data = os.urandom(1 + (number * 97) % 1300)
+            # Text: random bytes now and then look like another protocol to who decodes a capture.
+            data = (b"datagram %d " % number).ljust(15 + (number * 97) % 1300, b".")
             for attempt in range(3):
                 s.send(data)
                 try:

@@ -5,7 +5,7 @@
 # scenario started is gone when it ends, however it ends.
 set -euo pipefail
 
-export OVERLANE_TESTBED_PREFIX=ovt OVERLANE_RUN_DIR=/run/overlane-test
+export OVERLANE_TESTBED_PREFIX=${OVERLANE_NETNS_PREFIX:-ovt} OVERLANE_RUN_DIR=${OVERLANE_NETNS_RUN_DIR:-/run/overlane-test}
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SCRIPTS=$HERE/../../../scripts
@@ -18,6 +18,8 @@ SCRIPTS=$HERE/../../../scripts
 # shellcheck source=scripts/lib/processes.sh
 . "$SCRIPTS/lib/processes.sh"
 
+# Debian's own: it is the one that has scapy.
+PYTHON=/usr/bin/python3
 STATE=$RUN_DIR/testbed.state
 LONG=${OVERLANE_TEST_LENGTH:-quick}
 CHECKS=0 BAD=0
@@ -153,11 +155,11 @@ no_ping() { not at "$1" ping -n -c 1 -W 1 "${@:3}" "$2"; }
 
 # serve NAME: echo on TCP and UDP port 7000, both families.
 serve() {
-  start "$1" python3 "$HERE/echo.py" serve 7000
-  wait_until 5 grep -q ready "$STARTED_LOG" || die "the echo server in $1 did not start: $(cat "$STARTED_LOG")"
+  start "$1" "$PYTHON" "$HERE/echo.py" serve 7000
+  wait_until 5 grep -qs ready "$STARTED_LOG" || die "the echo server in $1 did not start: $(cat "$STARTED_LOG")"
 }
-tcp_echo() { at "$1" python3 "$HERE/echo.py" tcp "$2" 7000 "${3:-200000}"; }
-udp_echo() { at "$1" python3 "$HERE/echo.py" udp "$2" 7000 "${3:-20}"; }
+tcp_echo() { at "$1" "$PYTHON" "$HERE/echo.py" tcp "$2" 7000 "${3:-200000}"; }
+udp_echo() { at "$1" "$PYTHON" "$HERE/echo.py" udp "$2" 7000 "${3:-20}"; }
 
 # iperf NAME ADDRESS JSON-FILE OPTIONS...: against a server started with `start NAME iperf3 -s`.
 iperf() { at "$1" iperf3 -J -c "$2" "${@:4}" > "$3"; }

@@ -1,0 +1,190 @@
+#!/usr/bin/env bash
+# From a fresh Debian machine to two nodes whose pods talk through Overlane, with the proof.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/lib/common.sh
+. "$here/lib/common.sh"
+MODE=geneve
+# shellcheck source=scripts/lib/addresses.sh
+. "$here/lib/addresses.sh"
+
+usage() {
+  cat <<'TEXT'
+usage: quickstart.sh [options of testbed.sh up]
+Installs what is needed, builds, brings two nodes up on this machine in network namespaces,
+measures, shows a frame of the underlay, and leaves the testbed up.
+TEXT
+}
+
+STEPS=8 STEP=0
+WORK=$(mktemp -d /tmp/overlane-quickstart.XXXXXX)
+# Results for the picture at the end.
+RTT4='' RTT6='' COPIED='' RATE='' BACK='' OUTER=''
+
+step() {
+  STEP=$((STEP + 1))
+  printf '\n%s[%d/%d] %s%s %s(%d s)%s\n' "$BOLD" "$STEP" "$STEPS" "$1" "$PLAIN" "$DIM" "$SECONDS" "$PLAIN"
+}
+
+at() { local name=$1; shift; ip netns exec "$(namespace "$name")" "$@"; }
+
+end() {
+  local job
+  for job in $(jobs -p); do kill "$job" 2> /dev/null || true; done
+  wait 2> /dev/null || true
+  rm -rf "$WORK"
+}
+trap end EXIT
+trap 'exit 130' INT TERM
+
+listening() { at "$1" ss -Hltn "sport = :$2" | grep -q .; }
+
+build() {
+  find_cargo || die "no cargo: see scripts/install-deps.sh"
+  cargo build --release --locked -p overlane-dataplane -p overlane-control ||
+    die "the build failed; the message above says where"
+}
+
+ping_pods() {
+  local address said
+  for address in "$(pod_ip4 b 1)" "$(pod_ip6 b 1)"; do
+    # the first packet may wait for a neighbour; it is not part of the figure
+    at a-pod1 ping -n -q -c 1 -W 2 "$address" > /dev/null || true
+    said=$(at a-pod1 ping -n -q -c 20 -i 0.02 -W 2 "$address") || die "no answer from $address: scripts/testbed.sh status"
+    tail -n 2 <<< "$said"
+    case $address in
+      *:*) RTT6=$(awk -F/ '/^rtt/ { print $5 }' <<< "$said") ;;
+      *) RTT4=$(awk -F/ '/^rtt/ { print $5 }' <<< "$said") ;;
+    esac
+  done
+}
+
+transfer() {
+  local server sent got began took
+  head -c 32M /dev/urandom > "$WORK/sent"
+  at b-pod1 socat -u TCP6-LISTEN:9000,reuseaddr "CREATE:$WORK/got" &
+  server=$!
+  wait_until 5 listening b-pod1 9000 || die "the receiver in b-pod1 does not listen"
+  began=${EPOCHREALTIME/./}
+  at a-pod1 timeout 60 socat -u "OPEN:$WORK/sent" "TCP:$(pod_ip4 b 1):9000" || die "the transfer did not finish"
+  wait "$server" || die "the receiver failed"
+  took=$(((${EPOCHREALTIME/./} - began) / 1000))
+  sent=$(sha256sum < "$WORK/sent") got=$(sha256sum < "$WORK/got")
+  [ "$sent" = "$got" ] || die "the 32 MiB did not arrive as they were sent"
+  COPIED="32 MiB in $took ms, same SHA-256"
+  printf '%s: %s\n' "$COPIED" "${got%% *}"
+}
+
+measure() {
+  local server
+  at b-pod1 iperf3 -s > "$WORK/server" 2>&1 &
+  server=$!
+  wait_until 5 listening b-pod1 5201 || die "iperf3 in b-pod1 does not listen: $(cat "$WORK/server")"
+  at a-pod1 iperf3 -J -t 3 -c "$(pod_ip4 b 1)" > "$WORK/there" || die "iperf3: $(jq -r .error "$WORK/there")"
+  at a-pod1 iperf3 -J -t 3 -R -c "$(pod_ip6 b 1)" > "$WORK/back" || die "iperf3: $(jq -r .error "$WORK/back")"
+  kill "$server"
+  wait "$server" 2> /dev/null || true
+  RATE=$(jq -r '.end.sum_received.bits_per_second / 1e6 | floor' "$WORK/there")
+  BACK=$(jq -r '.end.sum_received.bits_per_second / 1e6 | floor' "$WORK/back")
+  printf 'a-pod1 to b-pod1 over IPv4: %s Mbit/s\nb-pod1 to a-pod1 over IPv6: %s Mbit/s\n' "$RATE" "$BACK"
+}
+
+# The bridge in ovl-net is the network between the nodes: what it sees is all there is.
+show_frame() {
+  local tshark
+  at net tshark -n -i br0 -a duration:8 -c 2 -f 'udp port 6081 or udp port 4789 or net 10.244.0.0/16' \
+    -w "$WORK/frame.pcap" > "$WORK/tshark" 2>&1 &
+  tshark=$!
+  wait_until 8 grep -q Capturing "$WORK/tshark" || true
+  sleep 0.3
+  at a-pod1 ping -n -q -c 2 -i 0.2 -W 2 "$(pod_ip4 b 1)" > /dev/null
+  wait "$tshark" || true
+  tshark -n -r "$WORK/frame.pcap" -c 1 -O eth,ip,udp,geneve,vxlan,icmp -o ip.check_checksum:TRUE 2> /dev/null |
+    grep -vE '^ +(\[|[.01]{4} |.*(ifindex|Interface))' | cut -c 1-100 | head -n 60
+  OUTER=$(tshark -n -r "$WORK/frame.pcap" -c 1 -T fields -e ip.src -e ip.dst -e ipv6.src -e ipv6.dst 2> /dev/null)
+  [ -n "$OUTER" ] || die "no frame of the pods' traffic was seen on the underlay"
+}
+
+node_status() {
+  local node
+  for node in a b; do
+    printf '%snode %s%s\n' "$BOLD" "$node" "$PLAIN"
+    overlane_of "$node" status
+  done
+}
+
+overlane_of() {
+  local node=$1
+  shift
+  "$(bin_dir)/overlane" --socket "$RUN_DIR/$node/dataplane.sock" --control-socket "$RUN_DIR/$node/control.sock" "$@"
+}
+
+# received = sent + dropped + to the host + held, exactly.
+counters() {
+  local node
+  printf '%-6s %-8s %12s = %12s + %9s + %9s + %6s   %s\n' node worker received sent dropped 'to host' held difference
+  for node in a b; do
+    overlane_of "$node" -o json status | jq -r --arg node "$node" '.workers[] |
+      [$node, .worker, .received, .sent, ([.dropped[]] | add // 0), .to_host, .held, .residual] | @tsv' |
+      while read -r n worker received sent dropped host held residual; do
+        printf '%-6s %-8s %12s = %12s + %9s + %9s + %6s   %s\n' \
+          "$n" "$worker" "$received" "$sent" "$dropped" "$host" "$held" "$residual"
+      done
+    overlane_of "$node" -o json status | jq -e '[.workers[].residual] | length > 0 and all(. == 0)' > /dev/null ||
+      die "the counters of node $node do not close"
+  done
+}
+
+picture() {
+  cat <<TEXT
+
+        ${BOLD}ovl-a-pod1${PLAIN}                                          ${BOLD}ovl-b-pod1${PLAIN}
+     $(printf '%-18s' "$(pod_ip4 a 1)")                                $(pod_ip4 b 1)
+     $(printf '%-18s' "$(pod_ip6 a 1)")                                $(pod_ip6 b 1)
+            |                                                   ^
+            |          ping ${RTT4} ms (IPv4), ${RTT6} ms (IPv6)          |
+            |          TCP  ${RATE} Mbit/s there, ${BACK} back            |
+            |          ${COPIED}
+            v                                                   |
+        ${BOLD}ovl-a${PLAIN}  overlane-dataplane  --- ${MODE} ---  ${BOLD}ovl-b${PLAIN}  overlane-dataplane
+        $(node_ip4 a)                   br0 in ovl-net      $(node_ip4 b)
+
+  It took $SECONDS s. The testbed is up; three things to try next:
+
+    ${BOLD}$PREFIX_CMD exec a-pod1 -- ping $(pod_ip6 b 2)${PLAIN}
+    ${BOLD}$PREFIX_CMD exec net -- tshark -i br0 -O geneve,vxlan${PLAIN}
+    ${BOLD}$(shown "$(bin_dir)/overlane") --socket $RUN_DIR/a/dataplane.sock drops${PLAIN}
+
+  And when you have seen enough: $PREFIX_CMD down
+TEXT
+}
+
+# a path as one would type it from here
+shown() { printf '%s' "${1#"$PWD"/}"; }
+
+case ${1:-} in -h | --help) usage; exit 0 ;; esac
+cd "$ROOT"
+PREFIX_CMD=scripts/testbed.sh
+need_root "quickstart.sh makes network namespaces, which"
+
+step "packages and toolchain"
+"$here/install-deps.sh"
+step "build"
+build
+step "testbed: two nodes, two pods each"
+"$here/testbed.sh" up "$@"
+MODE=$(sed -n 's/^MODE=//p' "$RUN_DIR/testbed.state")
+"$here/testbed.sh" status | sed -n '1,/^node a$/p' | grep -v '^node a$' || true
+step "ping between pods on two nodes"
+ping_pods
+step "a TCP transfer, compared byte by byte"
+transfer
+step "iperf3"
+measure
+step "a frame on the underlay, decoded"
+show_frame
+step "what the nodes say, and counters that close"
+node_status
+counters
+picture
