@@ -259,9 +259,14 @@ impl<'a> Ipv4<'a> {
         if self.header_len == MIN_HEADER_LEN {
             checksum::native_fold_20(self.header) == 0xffff
         } else {
-            let header = self.packet.get(..self.header_len).unwrap_or_default();
-            checksum::fold(checksum::sum(header, 0)) == 0xffff
+            self.verify_with_options()
         }
+    }
+
+    #[cold]
+    fn verify_with_options(&self) -> bool {
+        let header = self.packet.get(..self.header_len).unwrap_or_default();
+        checksum::fold(checksum::sum(header, 0)) == 0xffff
     }
 }
 
@@ -276,7 +281,16 @@ fn checked_header(bytes: &[u8]) -> Result<(&[u8; N], usize), ParseError> {
     if first >> 4 != 4 {
         return Err(ParseError::BadVersion { header: Header::Ipv4, found: first >> 4 });
     }
-    let header_len = usize::from(first & 0x0f) * 4;
+    header_with_options(header, bytes)
+}
+
+/// The same for a header that has options, or is broken.
+#[cold]
+fn header_with_options<'a>(
+    header: &'a [u8; N],
+    bytes: &[u8],
+) -> Result<(&'a [u8; N], usize), ParseError> {
+    let header_len = usize::from(header[VERSION_IHL] & 0x0f) * 4;
     if header_len < MIN_HEADER_LEN {
         return Err(ParseError::bad_header_length(Header::Ipv4, header_len, MIN_HEADER_LEN));
     }
