@@ -129,14 +129,14 @@ build_topology() {
 
 # Take down every namespace written down in the state file, after ending what runs inside.
 remove_namespaces() {
-  local ns pid pids=()
+  local ns pid inside=()
   while read -r ns; do
     [ -e "/run/netns/$ns" ] || continue
-    while read -r pid; do pids+=("$pid"); done < <(ip netns pids "$ns" 2>/dev/null)
+    while read -r pid; do inside+=("$pid"); done < <(ip netns pids "$ns" 2>/dev/null)
   done < <(sed -n 's/^namespace=//p' "$STATE")
-  if [ ${#pids[@]} -gt 0 ]; then
-    kill "${pids[@]}" 2>/dev/null || true
-    wait_until 2 all_gone "${pids[@]}" || kill -KILL "${pids[@]}" 2>/dev/null || true
+  if [ ${#inside[@]} -gt 0 ]; then
+    kill "${inside[@]}" 2>/dev/null || true
+    wait_until 2 all_gone "${inside[@]}" || kill -KILL "${inside[@]}" 2>/dev/null || true
   fi
   while read -r ns; do
     if [ -e "/run/netns/$ns" ]; then ip netns delete "$ns" || warn "could not delete namespace $ns"; fi

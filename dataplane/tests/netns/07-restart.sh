@@ -3,10 +3,10 @@
 # shellcheck source=dataplane/tests/netns/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# A ping every 10 ms; then, how many were lost.
+# A ping every 10 ms.
 start_pings() { start a-pod1 ping -n -i 0.01 -W 1 "$(pod_ip4 b 1)"; PINGS=$STARTED PINGS_LOG=$STARTED_LOG; }
+# How many were lost, once `stop_one "$PINGS" INT` has made ping say so.
 lost_pings() {
-  stop_one "$PINGS" INT
   awk '/packets transmitted/ { print $1 - $4 }' "$PINGS_LOG"
 }
 kill_program() { kill -KILL "$(node_pid "$1" "$2")" && wait_until 5 not node_pid "$1" "$2"; }
@@ -27,6 +27,7 @@ sleep 1
 check "the dataplane goes on without it" one_ping a-pod1 "$(pod_ip6 b 1)"
 check "control returns" testbed start-control a
 sleep 2
+stop_one "$PINGS" INT
 check "no ping was lost meanwhile" equal lost "$(lost_pings)" 0
 check "nothing that was right was touched" equal generation "$(status_of a .generation)" "$generation"
 
