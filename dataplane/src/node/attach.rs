@@ -103,25 +103,28 @@ impl Process {
         mtu: u16,
         home: WorkerId,
     ) -> Result<Attached, ProcessError> {
-        let device = Interface::find(interface)?;
-        let report = offload::prepare_veth(interface, Some(u32::from(mtu)))?;
+        let (device, report) = look(interface, u32::from(mtu))?;
         let found = report.peer.as_ref().map(|peer| peer.mac);
         let mac = mac.or(found).ok_or_else(|| ProcessError::NoMac(interface.to_owned()))?;
         let complaint = complaint(&report, &device);
         let queues = device.queues.rx.max(1);
         let steering = PortSteering::attach(interface, queues)?;
-        let mut ports = Vec::new();
-        let count = u16::try_from(queues).unwrap_or(u16::MAX);
-        let first = self.numbers.take(count).ok_or(ProcessError::NoPortNumber)?;
+        // All or none: what fails half way closes what was opened.
+        let mut opened = Vec::new();
         for queue in 0..queues {
             let mut options = OpenPort::veth(interface, queue);
             options.fill_min = self.plan.fill_min;
-            let opened = AfXdpPort::open(&self.umems[0], &options);
-            let port = opened.inspect_err(|_| self.numbers.give(first, count))?;
+            let port = AfXdpPort::open(self.umem_of(home), &options)?;
             steering.register_socket(queue, port.fd())?;
-            let id = PortId(first.0 + u16::try_from(queue).unwrap_or(0));
-            ports.push(self.hand_over(port, id, interface, queue, home, Origin::Endpoint));
+            opened.push(port);
         }
+        let count = u16::try_from(queues).unwrap_or(u16::MAX);
+        let first = self.numbers.take(count).ok_or(ProcessError::NoPortNumber)?;
+        let numbered = opened.into_iter().zip(0_u16..).map(|(port, queue)| {
+            let id = PortId(first.0 + queue);
+            self.hand_over(port, id, interface, u32::from(queue), home, Origin::Endpoint)
+        });
+        let ports = numbered.collect();
         let offloads_off = switched_off(&report);
         let attached = Attached {
             ports,
@@ -152,17 +155,43 @@ impl Process {
         }
     }
 
-    /// An interface has come: attaches whoever waits for it.
+    /// An interface has come or changed: attaches whoever waits for it, and looks again at whoever
+    /// is attached to it.
     pub(super) fn interface_came(&mut self, interface: &str) {
-        let waiting = |e: &EndpointAttachment| {
-            e.interface == interface && matches!(e.state, State::Waiting(_))
-        };
-        let names = self.endpoints.iter().filter(|(_, e)| waiting(e)).map(|(name, _)| name.clone());
-        for name in names.collect::<Vec<_>>() {
-            if let Some(reason) = self.attach_endpoint(&name) {
+        let names = self.endpoints.iter().filter(|(_, e)| e.interface == interface);
+        for name in names.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            let attached =
+                self.endpoints.get(&name).is_some_and(|e| matches!(e.state, State::Attached(_)));
+            let reason =
+                if attached { self.refresh_endpoint(&name) } else { self.attach_endpoint(&name) };
+            if let Some(reason) = reason {
                 tracing::warn!(reason, "cannot attach");
             }
         }
+    }
+
+    /// Looks again at an attached endpoint's interface: is it up, which MAC does the pod have, did
+    /// its offloads come back? Says what is in the way.
+    fn refresh_endpoint(&mut self, name: &str) -> Option<String> {
+        let (endpoint, _) = self.compiler.endpoint(name)?;
+        let Attachment::Local { mac, .. } = endpoint.attachment else { return None };
+        let known = self.endpoints.get_mut(name)?;
+        let State::Attached(attached) = &mut known.state else { return None };
+        match look(&known.interface, attached.mtu) {
+            Ok((device, report)) => {
+                let found = report.peer.as_ref().map(|peer| peer.mac);
+                attached.mac = mac.or(found).unwrap_or(attached.mac);
+                attached.complaint = complaint(&report, &device);
+                let switched_off = switched_off(&report).into_iter();
+                let new = switched_off.filter(|f| !attached.offloads_off.contains(f));
+                attached.offloads_off.extend(new.collect::<Vec<_>>());
+            }
+            Err(error) => attached.complaint = Some(error.to_string()),
+        }
+        let complaint = attached.complaint.as_ref().map(|c| format!("endpoint {name}: {c}"));
+        let binding = attached.binding(known.home);
+        self.compiler.bind_endpoint(name, binding);
+        complaint
     }
 
     /// An interface has gone: whoever was attached to it waits.
@@ -189,6 +218,11 @@ impl Attached {
             mtu: u16::try_from(self.mtu).unwrap_or(u16::MAX),
         })
     }
+}
+
+/// An interface as it is, prepared for AF_XDP as far as that is possible.
+fn look(interface: &str, mtu: u32) -> Result<(Interface, OffloadsReport), ProcessError> {
+    Ok((Interface::find(interface)?, offload::prepare_veth(interface, Some(mtu))?))
 }
 
 fn switched_off(report: &OffloadsReport) -> Vec<String> {

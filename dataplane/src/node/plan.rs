@@ -17,7 +17,8 @@ pub fn memory(
     budget: u64,
 ) -> Result<MemoryPlan, BudgetTooSmall> {
     let sockets = u32::try_from(max_endpoints + workers + 1).unwrap_or(u32::MAX);
-    plan_chunks(sockets, budget, RingSizes::default())
+    let workers = u32::try_from(workers).unwrap_or(u32::MAX);
+    plan_chunks(sockets, workers, budget, RingSizes::default())
 }
 
 /// The worker that serves an uplink queue: queues go round the workers, so that receive-side

@@ -11,7 +11,7 @@ use overlane_api::protocol::{ApiError, Op, Reply};
 use overlane_api::{Change, QueueId, WorkerId};
 
 use super::attach::EndpointAttachment;
-use super::links::{LinkEvent, LinkWatch};
+use super::links::{Link, LinkEvent, LinkWatch};
 use super::neighbors::NeighborTable;
 use super::next_hops::NextHops;
 use super::plan::{self, PortNumbers};
@@ -31,6 +31,9 @@ use crate::worker::PortView;
 
 /// How long the slow thread waits for news: also how late a worker's notice may be seen.
 const TICK_MS: u16 = 20;
+
+/// How long the process waits in the end for its ports' sockets to close.
+const CLOSING: Duration = Duration::from_millis(300);
 
 /// What the process cannot do.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +107,22 @@ pub struct Process {
     calls: CallReceiver,
 }
 
+/// Says whether a UMEM has all its frames back, once nobody uses them. Ports that are still being
+/// closed are waited for a while; then it is not known.
+fn tell_whether_all_came_back(umem: &Umem) {
+    let (depot, chunks) = (umem.depot(), umem.depot().chunks());
+    let deadline = Instant::now() + CLOSING;
+    while depot.free() < chunks && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let free = depot.free();
+    if free == chunks {
+        tracing::info!(umem = umem.id().0, chunks, "all frames came back");
+    } else {
+        tracing::info!(umem = umem.id().0, chunks, free, "not waiting for all frames");
+    }
+}
+
 impl Process {
     /// Makes the memory, starts the workers and listens on the socket.
     ///
@@ -115,23 +134,26 @@ impl Process {
         let (sender, calls) = mailbox().map_err(std::io::Error::from)?;
         // The socket first: it says whether another dataplane runs here.
         let server = Server::start(&settings.socket, settings.group.as_deref(), sender)?;
-        let umem = Umem::create(UmemOptions {
-            id: UmemId(0),
-            chunks: plan.chunks,
-            fill_extra: plan.fill_extra,
-            rings: RingSizes::default(),
-            mode: BindMode::Copy,
-        })?;
+        let umems = (0..plan.umems).map(|number| {
+            Umem::create(UmemOptions {
+                id: UmemId(u8::try_from(number).unwrap_or(u8::MAX)),
+                chunks: plan.chunks,
+                fill_extra: plan.fill_extra,
+                rings: RingSizes::default(),
+                mode: BindMode::Copy,
+            })
+        });
+        let umems = umems.collect::<Result<Vec<_>, _>>()?;
         let publisher = Publisher::new(workers);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Ok(Self {
             compiler: Compiler::new(workers),
-            workers: Workers::start(&settings, &publisher, umem.depot())?,
+            workers: Workers::start(&settings, &publisher, &umems)?,
             publisher,
             uplink: None,
             host: None,
             endpoints: BTreeMap::new(),
-            umems: vec![umem],
+            umems,
             plan,
             numbers: PortNumbers::default(),
             next_hops: NextHops::new(NeighborTable::open()?),
@@ -167,6 +189,10 @@ impl Process {
         }
         self.close_host_port();
         self.close_uplink();
+        drop(self.workers);
+        for umem in &self.umems {
+            tell_whether_all_came_back(umem);
+        }
         outcome
     }
 
@@ -207,27 +233,44 @@ impl Process {
         };
         for event in &events {
             match event {
-                LinkEvent::Added(link) | LinkEvent::Changed(link) => self.link_came(&link.name),
-                LinkEvent::Removed { name, .. } => self.link_went(name),
+                LinkEvent::Added(link) | LinkEvent::Changed(link) => self.link_came(link),
+                LinkEvent::Removed { name, ifindex } => self.link_went(name, *ifindex),
             }
         }
         !events.is_empty()
     }
 
-    fn link_came(&mut self, name: &str) {
-        let wants = |node: &overlane_api::Node| node.uplink == name;
-        if self.uplink.is_none() && self.compiler.node().is_some_and(wants) {
-            self.configure_node();
-            self.resolve_all();
+    fn link_came(&mut self, link: &Link) {
+        let wants = |node: &overlane_api::Node| node.uplink == link.name;
+        match &self.uplink {
+            None if self.compiler.node().is_some_and(wants) => {
+                self.configure_node();
+                self.resolve_all();
+            }
+            Some(uplink) if uplink.ifindex == link.ifindex => {
+                if let Some(mac) = link.mac {
+                    self.readdress_uplink(mac);
+                }
+            }
+            _ => {}
         }
-        self.interface_came(name);
+        self.interface_came(&link.name);
     }
 
-    fn link_went(&mut self, name: &str) {
-        if self.uplink.as_ref().is_some_and(|uplink| uplink.name == name) {
+    fn link_went(&mut self, name: &str, ifindex: u32) {
+        if self.uplink.as_ref().is_some_and(|uplink| uplink.ifindex == ifindex) {
             self.close_uplink();
             self.resolve_all();
             self.warn("uplink", format!("interface {name} is gone; waiting for it"));
+        }
+        // Nobody else makes it again.
+        let is_host_port = |host: &HostAttachment| {
+            [host.pair.host_ifindex(), host.pair.dataplane_ifindex()].contains(&ifindex)
+        };
+        if self.host.as_ref().is_some_and(is_host_port) {
+            tracing::warn!(interface = name, "the host port was removed; making it again");
+            self.close_host_port();
+            self.configure_node();
         }
         self.interface_went(name);
     }
@@ -332,6 +375,12 @@ impl Process {
         let interface = interface.to_owned();
         let queue = QueueId(queue);
         OpenPortRecord { id, interface, queue, worker, origin, zero_copy, umem, view }
+    }
+
+    /// The UMEM for copies whose frames a worker's ports use: its own, or that of all.
+    pub(super) fn umem_of(&self, worker: WorkerId) -> &Umem {
+        let own = worker.index() < self.plan.umems as usize;
+        &self.umems[if own { worker.index() } else { 0 }]
     }
 
     /// Takes a port back from its worker: its socket is closed, its number free.

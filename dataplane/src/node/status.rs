@@ -11,7 +11,7 @@ use overlane_api::{MacAddr, WorkerId};
 use super::attach::State;
 use super::process::{OpenPortRecord, Process};
 use crate::io::KernelDrops;
-use crate::io::af_xdp::plan::KERNEL_BYTES_PER_CHUNK;
+use crate::io::af_xdp::plan::kernel_bytes_per_socket;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::CHUNK;
 use crate::stats::counters::Counters;
@@ -100,7 +100,7 @@ impl Process {
                 ports.fold((0_u32, 0), |(n, held), port| (n + 1, held + port.view.read().held));
             let chunks = u32::try_from(umem.depot().chunks()).unwrap_or(u32::MAX);
             // The UMEM's own socket counts as well.
-            let kernel = KERNEL_BYTES_PER_CHUNK * u64::from(chunks) * u64::from(sockets + 1);
+            let kernel = kernel_bytes_per_socket(chunks) * u64::from(sockets + 1);
             UmemStatus {
                 umem: umem.id().0,
                 chunk_bytes: u32::try_from(CHUNK).unwrap_or(u32::MAX),

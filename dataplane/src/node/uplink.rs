@@ -72,23 +72,29 @@ impl Process {
         // An old kernel does not say, and copy mode works everywhere.
         let support = interface::xdp_support(name).ok().flatten();
         let zero_copy = support.is_some_and(|support| support.zero_copy);
-        let umem = if zero_copy { self.zero_copy_umem()? } else { 0 };
+        let zero_copy_umem = if zero_copy { Some(self.zero_copy_umem()?) } else { None };
         let mut steering = UplinkSteering::attach(name, queues)?;
-        let mut ports = Vec::new();
-        let mut binding = UplinkBinding { mac: device.mac, ports: Vec::new() };
+        // All or none: what fails half way closes what was opened.
+        let mut opened = Vec::new();
         for queue in 0..queues {
             let worker = plan::uplink_worker(queue, self.workers.len());
             let is_veth = device.driver.as_deref() == Some("veth");
             let mut options =
                 if is_veth { OpenPort::veth(name, queue) } else { OpenPort::nic(name, queue) };
             options.fill_min = options.fill_min.max(self.uplink_fill_min());
-            let port = AfXdpPort::open(&self.umems[umem], &options)?;
+            let umem = zero_copy_umem.map_or_else(|| self.umem_of(worker), |n| &self.umems[n]);
+            let port = AfXdpPort::open(umem, &options)?;
             steering.register_socket(queue, port.fd())?;
+            opened.push((port, queue, worker));
+        }
+        steering.configure(&UplinkSettings::default())?;
+        let mut ports = Vec::new();
+        let mut binding = UplinkBinding { mac: device.mac, ports: Vec::new() };
+        for (port, queue, worker) in opened {
             let record = self.hand_to_worker(port, name, queue, worker, Origin::Uplink)?;
             binding.ports.push((worker, record.id));
             ports.push(record);
         }
-        steering.configure(&UplinkSettings::default())?;
         self.compiler.bind_uplink(binding);
         tracing::info!(interface = name, queues, zero_copy, "uplink attached");
         self.uplink =
@@ -132,13 +138,25 @@ impl Process {
         tracing::info!(interface = uplink.name, "uplink detached");
     }
 
+    /// The uplink has another MAC: what leaves it carries that from now on.
+    pub(super) fn readdress_uplink(&mut self, mac: overlane_api::MacAddr) {
+        let binding = self.compiler.uplink();
+        if binding.mac == mac || binding.ports.is_empty() {
+            return;
+        }
+        tracing::info!(%mac, "the uplink has another MAC");
+        let ports = binding.ports.clone();
+        self.compiler.bind_uplink(UplinkBinding { mac, ports });
+        self.resolve_all();
+    }
+
     fn open_host_port(&mut self, settings: HostPortSettings) -> Result<(), ProcessError> {
         let pair = HostPort::create(settings)?;
         let name = pair.dataplane_interface();
         let worker = WorkerId(0);
         // The host's own stack leaves checksums and segmentation to the device as well.
         crate::io::af_xdp::offload::prepare_veth(&name, None)?;
-        let port = AfXdpPort::open(&self.umems[0], &OpenPort::veth(&name, 0))?;
+        let port = AfXdpPort::open(self.umem_of(worker), &OpenPort::veth(&name, 0))?;
         let steering = overlane_bpf::PortSteering::attach(&name, 1)?;
         steering.register_socket(0, port.fd())?;
         let record = self.hand_to_worker(port, &name, 0, worker, Origin::Host)?;

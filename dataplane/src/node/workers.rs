@@ -8,9 +8,9 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use overlane_api::WorkerId;
 
 use super::settings::{Polling, Settings};
-use crate::io::af_xdp::AfXdpPort;
+use crate::io::af_xdp::{AfXdpPort, Umem};
 use crate::packet::meta::Origin;
-use crate::packet::pool::Depot;
+use crate::packet::pool::{Depot, UmemId};
 use crate::packet::verdict::PortId;
 use crate::stages::Notice;
 use crate::stats::counters::{Counters, Published};
@@ -40,14 +40,14 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts the workers, each with the frames of `depot`.
+    /// Starts the workers, each with the frames of `umems`: one for all, or one for each.
     ///
     /// # Errors
     /// The system has no thread or file descriptor left.
     pub fn start(
         settings: &Settings,
         publisher: &Publisher,
-        depot: &Arc<Depot>,
+        umems: &[Umem],
     ) -> std::io::Result<Self> {
         let polling = match settings.polling {
             Polling::Busy => run::Polling::Busy,
@@ -63,7 +63,8 @@ impl Workers {
             let worker = Worker::<AfXdpPort>::new(Parts {
                 id: WorkerId(number),
                 tables: publisher.subscribe(usize::from(number)),
-                depots: vec![depot.clone()],
+                depots: umems.iter().map(|umem| umem.depot().clone()).collect(),
+                own_umem: if umems.len() > 1 { UmemId(number) } else { UmemId(0) },
                 lanes,
                 published: published.clone(),
                 commands: receiver,

@@ -242,7 +242,8 @@ impl AfXdpPort {
 
     fn top_up(&mut self, pool: &mut FramePool) {
         let mut missing = self.fill.get().saturating_sub(self.on_fill);
-        if missing < FILL_BATCH.min(self.fill.get()) {
+        // A small ring is not let run empty for the sake of a batch.
+        if missing < FILL_BATCH.min(self.fill.get() / 2) {
             return;
         }
         missing = missing.min(self.queues.fill.nb_free_exact() as usize);
