@@ -45,6 +45,8 @@ write_pods() {
 
 ready_pods() { endpoints_of a '[.. | objects | select(.state? == "ready")] | length'; }
 all_ready() { equal "ready pods" "$(ready_pods)" "$PODS_HERE"; }
+# AF_XDP sockets of the node's namespace.
+xsk_count() { at a awk '$1 == "XDP" { print $3 }' /proc/net/protocols; }
 meminfo() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
 rss() { awk '/^VmRSS:/ { print $2 }' "/proc/$1/status"; }
 mb() { printf '%d' $(($1 / 1024)); }
@@ -82,6 +84,7 @@ claimed=$(status_of a '[.umems[] | .bytes + .kernel_bytes] | add / 1048576 | cei
 check "its arithmetic says 512 MB at most" at_most MB "$claimed" 512
 check "every worker has 62 pods or 63" equal "pods by worker" \
   "$(endpoints_of a '[.. | objects | select(.state? == "ready") | .worker] | group_by(.) | map(length) | sort | map(tostring) | join(" ")')" "62 62 63 63"
+check "one AF_XDP socket for each pod, four for the uplink, one for the host" equal sockets "$(xsk_count)" $((PODS_HERE + 5))
 check "no port waits" equal warnings "$(status_of a '.warnings | length')" 0
 
 testbed start-control b
@@ -103,7 +106,7 @@ check "the dataplane stops" testbed stop-dataplane a
 printf '# stopped in %d ms\n' $(((${EPOCHREALTIME/./} - began) / 1000))
 check "no XDP program is left" not grep -q xdp <<< "$(ip -n "$(namespace a)" -d link show)"
 check "the host port is gone" not link_in a show overlane0
-check "no AF_XDP socket is left" equal sockets "$(at a ss -H --xdp 2> /dev/null | wc -l)" 0
+check "no AF_XDP socket is left" equal sockets "$(xsk_count)" 0
 sleep 3
 freed=$(($(meminfo MemAvailable) - available))
 printf '# memory gone with traffic: %d MB; back after the stop: %d MB\n' "$(mb "$used_after")" "$(mb "$freed")"

@@ -7,7 +7,8 @@
 kill_dataplane() { kill -KILL "$(node_pid dataplane a)" && wait_until 5 not node_pid dataplane a; }
 talks() { at a-pod1 ping -n -c 1 -W 1 "$(pod_ip4 b 1)"; }
 no_xdp_left() { not grep -q xdp <<< "$(ip -n "$(namespace a)" -d link show)"; }
-no_xsk_left() { equal "AF_XDP sockets" "$(at a ss -H --xdp | wc -l)" 0; }
+xsk_count() { at a awk '$1 == "XDP" { print $3 }' /proc/net/protocols; }
+no_xsk_left() { equal "AF_XDP sockets" "$(xsk_count)" 0; }
 arps() { at net sh -c "ip neigh flush dev br0 && ping -n -c 1 -W 1 $(node_ip4 a)"; }
 solicits() { at net sh -c "ip -6 neigh flush dev br0 && ping -n -c 1 -W 1 $(node_ip6 a)"; }
 lost() { awk '/packets transmitted/ { print $1 - $4 }' "$1"; }
@@ -50,6 +51,7 @@ for round in 1 2 3; do
   printf '# kill %d: pods talked %d ms after the restart\n' "$round" $(($(now_ms) - began))
   check "kill $round: everything is ready" wait_ready a
   check "kill $round: as many ports as before" equal ports "$(socket_count)" "$ports"
+  check "kill $round: and sockets" equal sockets "$(xsk_count)" "$ports"
 done
 # No pause at all: the dead one's sockets and programs are still being taken away.
 kill -KILL "$(node_pid dataplane a)"

@@ -12,9 +12,8 @@ descriptors() { find "/proc/$1/fd" -mindepth 1 | wc -l; }
 threads() { find "/proc/$1/task" -mindepth 1 -maxdepth 1 | wc -l; }
 meminfo() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
 free_frames() { status_of a '[.umems[].free] | add'; }
-sockets() { at a ss -H --xdp | wc -l; }
-ours() { bpftool -j prog list 2> /dev/null | jq --argjson pid "$1" '[.[] | select(.name // "" | startswith("ovl_")) | select([.pids[]?.pid] | index($pid))] | length'; }
-toggle() { "$PYTHON" "$HERE/toggle.py" "$RUN_DIR/a/dataplane.sock" "$1" default/a-pod2 pod2 "$(pod_ip4 a 2)" "$(pod_ip6 a 2)"; }
+sockets() { at a awk '$1 == "XDP" { print $3 }' /proc/net/protocols; }
+toggle() { timeout 250 "$PYTHON" "$HERE/toggle.py" "$RUN_DIR/a/dataplane.sock" "$1" default/a-pod2 pod2 "$(pod_ip4 a 2)" "$(pod_ip6 a 2)"; }
 settled() { sleep 1; }
 
 bed --workers 2 --pods 2
@@ -30,8 +29,8 @@ check "20 rounds to warm up" toggle 20
 settled
 rss=$(rss_kb "$pid") fds=$(descriptors "$pid") tasks=$(threads "$pid") slab=$(meminfo Slab) vmalloc=$(meminfo VmallocUsed)
 free=$(free_frames) xsk=$(sockets)
-check "$ROUNDS rounds" timeout 250 bash -c "$(declare -f toggle pod_ip4 pod_ip6 pod_net4 pod_net6 node_number); HERE=$HERE RUN_DIR=$RUN_DIR MODE=$MODE; toggle $ROUNDS"
-cat "$WORK/said"
+check "$ROUNDS rounds" toggle "$ROUNDS"
+sed 's/^/# /' "$WORK/said"
 settled
 printf '# before: RSS %d KB, %d descriptors, %d threads, %d sockets, %d frames free\n' "$rss" "$fds" "$tasks" "$xsk" "$free"
 printf '# after:  RSS %d KB, %d descriptors, %d threads, %d sockets, %d frames free; slab %+d KB, vmalloc %+d KB\n' \

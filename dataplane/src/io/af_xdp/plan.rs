@@ -140,7 +140,7 @@ fn plan_umems(
     };
     // Of one UMEM.
     let sockets_here = sockets.div_ceil(umems).max(1);
-    let magazine = MAGAZINE as u32;
+    let magazine = u32::try_from(MAGAZINE).unwrap_or(u32::MAX);
     let least = sockets_here.max(4).saturating_mul(FEWEST_CHUNKS).next_multiple_of(magazine);
     let mut sizes = (least / magazine..=MAX_CHUNKS / magazine).rev().map(|n| n * magazine);
     let Some(chunks) = sizes.find(|chunks| bytes(*chunks) <= budget) else {
