@@ -22,9 +22,9 @@ TEXT
 # Name, kernel series, Debian suite that has it, seconds that it may take, the scenario, and
 # options for the program that boots the kernel.
 TESTS=(
-  "geneve-device@6.1     6.1   bookworm            540  geneve-device.sh              -c 2 -m 1536"
+  "geneve-device@6.1     6.1   bookworm          900  geneve-device.sh              -c 2 -m 1536"
   "virtio-copy@6.12      6.12  bookworm-backports  540  virtio.sh copy                -c 2 -m 2048 -q 2"
-  "virtio-zero-copy@6.18 6.18  trixie-backports    540  virtio.sh zero-copy           -c 2 -m 2048 -q 4"
+  "virtio-zero-copy@6.18 6.18  trixie-backports  900  virtio.sh zero-copy           -c 2 -m 2048 -q 4"
 )
 
 LENGTH=quick VERBOSE=no NAMES=()
@@ -128,7 +128,7 @@ one() {
   while [ $# -gt 0 ] && [[ $1 != -* ]]; do scenario+=" $1"; shift; done
   if [ ! -x "$VM_RUN" ]; then skip "$name" "there is no $VM_RUN; OVERLANE_VM_RUN names another"; return; fi
   if ! dir=$(kernel "$series" "$suite"); then skip "$name" "$dir"; return; fi
-  VMRUN_CACHE=$KERNELS nice -n 10 "$VM_RUN" -k "$dir" -t "$limit" "$@" -- \
+  VMRUN_CACHE=$KERNELS "$VM_RUN" -k "$dir" -t "$limit" "$@" -- \
     "OVERLANE_BIN=$WORK/bin OVERLANE_TEST_LENGTH=$LENGTH exec bash $ROOT/dataplane/tests/vm/$scenario" > "$log" 2>&1 || status=$?
   case $status in
     0) pass "$name" "$(grep -c '^  ok ' "$log" || true) checks, $((SECONDS - began)) s" ;;
