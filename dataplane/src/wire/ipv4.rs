@@ -420,16 +420,22 @@ impl Ipv4Header {
     /// Writes all of a 20-byte header, its checksum included.
     #[inline]
     pub fn write(&self, buf: &mut [u8; MIN_HEADER_LEN]) {
-        put::<VERSION_IHL, 2, N>(buf, [0x45, self.tos]);
+        // Summed from the values: reading back what was just written, in other widths, would wait for
+        // the stores.
+        let [first, lifetime] =
+            [[0x45, self.tos], [self.ttl, self.protocol]].map(u16::from_be_bytes);
+        let words = [first, self.total_len, self.identification, self.fragment, lifetime];
+        let sum = words.into_iter().map(u64::from).sum::<u64>()
+            + u64::from(self.source.to_bits())
+            + u64::from(self.destination.to_bits());
+        put::<VERSION_IHL, 2, N>(buf, first.to_be_bytes());
         put::<TOTAL_LEN, 2, N>(buf, self.total_len.to_be_bytes());
         put::<IDENTIFICATION, 2, N>(buf, self.identification.to_be_bytes());
         put::<FRAGMENT, 2, N>(buf, self.fragment.to_be_bytes());
-        put::<TTL, 4, N>(buf, [self.ttl, self.protocol, 0, 0]);
+        put::<TTL, 2, N>(buf, lifetime.to_be_bytes());
+        put::<CHECKSUM, 2, N>(buf, checksum::finish(sum).to_be_bytes());
         put::<SOURCE, 4, N>(buf, self.source.octets());
         put::<DESTINATION, 4, N>(buf, self.destination.octets());
-        // The folded sum is in this machine's byte order, and so is the array it goes to.
-        let checksum = !checksum::native_fold_20(buf);
-        put::<CHECKSUM, 2, N>(buf, checksum.to_ne_bytes());
     }
 }
 
