@@ -34,7 +34,7 @@ impl MemoryUmem {
         let pages: &'static mut [Page] = Box::leak(pages.into_boxed_slice());
         let frames = pages
             .iter_mut()
-            .flat_map(|page| page.0.chunks_exact_mut(CHUNK))
+            .flat_map(|page| page.0.as_chunks_mut::<CHUNK>().0)
             .take(chunks)
             .map(|chunk| Frame::new(chunk, umem));
         Depot::new(umem, frames)
@@ -233,16 +233,50 @@ impl MemoryWire {
 #[derive(Debug)]
 pub struct ReplayPort {
     umem: UmemId,
-    templates: Vec<Box<[u8]>>,
+    templates: Vec<Template>,
     order: Vec<u32>,
     next: usize,
-    copied: usize,
+    /// Lines of a packet that are written.
+    lines: usize,
     free: VecDeque<Frame>,
     frames: usize,
     left: u64,
     received: u64,
     sent: u64,
     sent_bytes: u64,
+}
+
+/// A packet as it arrives: whole cache lines, so that it is copied without asking for its length.
+#[derive(Debug)]
+struct Template {
+    lines: Box<[[u8; LINE]]>,
+    len: usize,
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+impl Template {
+    fn new(packet: &[u8]) -> Self {
+        let mut lines = vec![[0; LINE]; packet.len().div_ceil(LINE)].into_boxed_slice();
+        lines.as_flattened_mut()[..packet.len()].copy_from_slice(packet);
+        Self { lines, len: packet.len() }
+    }
+
+    /// Makes `frame` this packet, writing the first `lines` lines of it at most.
+    #[inline]
+    fn write(&self, frame: &mut Frame, lines: usize) {
+        frame.set_range(HEADROOM, CHUNK - HEADROOM);
+        let (places, _) = frame.bytes_mut().as_chunks_mut::<LINE>();
+        if let ([line], Some(place)) = (&*self.lines, places.first_mut()) {
+            *place = *line;
+        } else {
+            for (place, line) in places.iter_mut().zip(&self.lines).take(lines) {
+                *place = *line;
+            }
+        }
+        frame.truncate(self.len);
+    }
 }
 
 /// A [`ReplayPort`] cannot be made of that.
@@ -271,8 +305,8 @@ pub enum ReplayError {
 
 impl ReplayPort {
     /// A port with `frames` frames of `umem` that receives `templates` in the given order, over
-    /// and over. Of each packet only the first `copied` bytes are written (at least those that
-    /// the pipeline changes); behind them stands what an earlier packet left.
+    /// and over. Of each packet only the first `copied` bytes, rounded up to whole cache lines, are
+    /// written (at least those that the pipeline changes); behind them stands what an earlier packet left.
     ///
     /// # Errors
     /// [`ReplayError`]
@@ -294,10 +328,10 @@ impl ReplayPort {
         }
         Ok(Self {
             umem,
-            templates: templates.into_iter().map(Vec::into_boxed_slice).collect(),
+            templates: templates.iter().map(|packet| Template::new(packet)).collect(),
             order,
             next: 0,
-            copied,
+            lines: copied.div_ceil(LINE),
             free: VecDeque::with_capacity(2 * frames + VECTOR),
             frames,
             left: u64::MAX,
@@ -315,7 +349,7 @@ impl ReplayPort {
     /// Bytes that are written for each packet, at most.
     #[must_use]
     pub fn copied(&self) -> usize {
-        self.copied
+        self.lines * LINE
     }
 
     /// Packets received since the start.
@@ -336,17 +370,17 @@ impl Port for ReplayPort {
     fn receive(&mut self, out: &mut ArrayVec<Frame, VECTOR>) -> usize {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
         let count = out.remaining_capacity().min(self.free.len()).min(left);
+        let mut next = self.next;
         for mut frame in self.free.drain(..count) {
-            let template = &self.templates[self.order[self.next] as usize];
-            self.next += 1;
-            if self.next == self.order.len() {
-                self.next = 0;
+            let template = &self.templates[self.order[next] as usize];
+            next += 1;
+            if next == self.order.len() {
+                next = 0;
             }
-            frame.set_range(HEADROOM, template.len());
-            let copied = template.len().min(self.copied);
-            frame.bytes_mut()[..copied].copy_from_slice(&template[..copied]);
+            template.write(&mut frame, self.lines);
             out.push(frame);
         }
+        self.next = next;
         self.left -= count as u64;
         self.received += count as u64;
         count
@@ -367,14 +401,11 @@ impl Port for ReplayPort {
 
     #[inline]
     fn recycle(&mut self, pool: &mut FramePool) {
-        while self.free.len() > self.frames {
-            if let Some(frame) = self.free.pop_front() {
-                pool.give(frame);
-            }
-        }
-        while self.free.len() < self.frames {
-            let Some(frame) = pool.take() else { return };
-            self.free.push_back(frame);
+        let (have, want) = (self.free.len(), self.frames);
+        if have > want {
+            pool.give_many(self.free.drain(..have - want));
+        } else {
+            pool.take_many(want - have, |frame| self.free.push_back(frame));
         }
     }
 

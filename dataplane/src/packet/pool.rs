@@ -116,6 +116,38 @@ impl FramePool {
         Some(frame)
     }
 
+    /// Takes up to `count` free frames at once, with empty packets; fewer when fewer are free here
+    /// and in the depot.
+    #[inline]
+    pub fn take_many(&mut self, count: usize, mut put: impl FnMut(Frame)) {
+        let mut wanted = count;
+        while wanted > 0 {
+            if self.free.is_empty() {
+                let Some(magazine) = self.depot.magazines.pop() else { return };
+                self.free.extend(magazine);
+            }
+            let from = self.free.len().saturating_sub(wanted);
+            for mut frame in self.free.drain(from..) {
+                wanted -= 1;
+                frame.reset();
+                put(frame);
+            }
+        }
+    }
+
+    /// Takes frames back at once.
+    #[inline]
+    pub fn give_many(&mut self, frames: impl Iterator<Item = Frame>) {
+        self.free.extend(frames);
+        while self.free.len() >= self.keep + MAGAZINE {
+            let before = self.free.len();
+            self.give_magazine();
+            if self.free.len() == before {
+                return;
+            }
+        }
+    }
+
     /// Takes a frame back.
     #[inline]
     pub fn give(&mut self, frame: Frame) {
@@ -166,7 +198,8 @@ mod tests {
 
     fn depot(frames: usize) -> Arc<Depot> {
         let memory: &'static mut [u8] = Box::leak(vec![0; CHUNK * frames].into_boxed_slice());
-        Depot::new(UmemId(0), memory.chunks_exact_mut(CHUNK).map(|c| Frame::new(c, UmemId(0))))
+        let (chunks, _) = memory.as_chunks_mut::<CHUNK>();
+        Depot::new(UmemId(0), chunks.iter_mut().map(|c| Frame::new(c, UmemId(0))))
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! screen, and nowhere else.
 //!
 //! ```text
-//! pod, host  parse -> source check --------------\
+//! pod, host  parse, source check ----------------\
 //! uplink     parse -> decap -> parse -> peer check -> route -> hop -> transmit -> (verdict)
 //! handed over, held, made here ------------------------^ or here -^
 //! ```
@@ -61,9 +61,8 @@ pub type Notices = arrayvec::ArrayVec<Notice, 16>;
 
 /// A vector from pods' ports and the host port.
 pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
-    ingress::parse::phase(vector, cx);
+    ingress::from_inside(vector, cx);
     answer_link_messages(vector, cx);
-    ingress::source_check::phase(vector, cx);
     resolve::route::phase(vector, cx);
     transmit::phase(vector, cx);
 }

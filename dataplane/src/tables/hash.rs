@@ -112,6 +112,7 @@ impl Key for u128 {
 }
 
 #[derive(Debug, Clone)]
+#[repr(C)]
 struct Page<K: Key> {
     buckets: [K::Bucket; BUCKETS],
     /// Directory bits that all keys of this page share.
@@ -128,8 +129,17 @@ impl<K: Key> Page<K> {
 
     #[inline]
     fn get(&self, key: K, hash: u64) -> u32 {
+        match self.buckets[hash as usize % BUCKETS].find(key) {
+            Some(value) => value,
+            None => self.get_behind(key, hash),
+        }
+    }
+
+    /// The value of a key whose own bucket is full of others.
+    #[cold]
+    fn get_behind(&self, key: K, hash: u64) -> u32 {
         let first = hash as usize % BUCKETS;
-        for step in 0..BUCKETS {
+        for step in 1..BUCKETS {
             if let Some(value) = self.buckets[(first + step) % BUCKETS].find(key) {
                 return value;
             }
@@ -182,14 +192,14 @@ impl<K: Key> Page<K> {
 /// A map from addresses to values other than 0. Cloning it is cheap: versions share pages.
 #[derive(Debug, Clone)]
 pub struct Map<K: Key> {
-    directory: Arc<Vec<Arc<Page<K>>>>,
+    directory: Arc<[Arc<Page<K>>]>,
     depth: u32,
     len: usize,
 }
 
 impl<K: Key> Default for Map<K> {
     fn default() -> Self {
-        Self { directory: Arc::new(vec![Arc::new(Page::empty(0))]), depth: 0, len: 0 }
+        Self { directory: Arc::new([Arc::new(Page::empty(0))]), depth: 0, len: 0 }
     }
 }
 
@@ -314,7 +324,7 @@ impl<K: Key> Map<K> {
     fn split(&mut self, at: usize) {
         if self.directory[at].depth == self.depth {
             let doubled = self.directory.iter().flat_map(|page| [page.clone(), page.clone()]);
-            self.directory = Arc::new(doubled.collect());
+            self.directory = doubled.collect();
             self.depth += 1;
             return self.split(at * 2);
         }

@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
+use crate::packet::prefetch::prefetch;
+
 const PAGE: usize = 32;
 
-/// A vector that is cheap to clone and cheap to change in one place.
+/// A vector that is cheap to clone and cheap to change in one place. A reader follows two
+/// pointers: to the page, to the element.
 #[derive(Debug, Clone)]
 pub struct Paged<T> {
-    pages: Arc<Vec<Arc<Vec<T>>>>,
+    pages: Arc<[Arc<[T]>]>,
     len: usize,
 }
 
 impl<T: Clone> Default for Paged<T> {
     fn default() -> Self {
-        Self { pages: Arc::new(Vec::new()), len: 0 }
+        Self { pages: Arc::new([]), len: 0 }
     }
 }
 
@@ -37,6 +40,14 @@ impl<T: Clone> Paged<T> {
         self.pages.get(index as usize / PAGE)?.get(index as usize % PAGE)
     }
 
+    /// Brings the first line of the element near that [`Paged::get`] will read.
+    #[inline]
+    pub fn prefetch(&self, index: u32) {
+        if let Some(element) = self.get(index) {
+            prefetch(std::ptr::from_ref(element));
+        }
+    }
+
     /// The element at `index`, to be changed; its page is copied if another version has it.
     pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         if index as usize >= self.len {
@@ -46,16 +57,15 @@ impl<T: Clone> Paged<T> {
         Arc::make_mut(page).get_mut(index as usize % PAGE)
     }
 
-    /// Appends an element.
+    /// Appends an element: copies the last page, or, once in 32 times, the list of pages.
     pub fn push(&mut self, element: T) {
-        let pages = Arc::make_mut(&mut self.pages);
         if self.len.is_multiple_of(PAGE) {
-            pages.push(Arc::new(Vec::with_capacity(PAGE)));
+            let page: Arc<[T]> = Arc::new([element]);
+            self.pages = self.pages.iter().cloned().chain([page]).collect();
+        } else if let Some(page) = Arc::make_mut(&mut self.pages).last_mut() {
+            *page = page.iter().cloned().chain([element]).collect();
         }
-        if let Some(page) = pages.last_mut() {
-            Arc::make_mut(page).push(element);
-            self.len += 1;
-        }
+        self.len += 1;
     }
 
     /// All elements in order.

@@ -57,9 +57,11 @@ impl<K: Address> Routes<K> {
     #[must_use]
     pub fn get(&self, address: K) -> Route {
         let host = self.hosts.get(address);
-        if host != 0 {
-            return Route(host);
-        }
+        if host != 0 { Route(host) } else { self.get_prefix(address) }
+    }
+
+    /// What has the longest prefix that contains `address`.
+    fn get_prefix(&self, address: K) -> Route {
         for (_, mask, networks) in &self.prefixes {
             let value = networks.get(address.network(*mask));
             if value != 0 {
@@ -75,13 +77,11 @@ impl<K: Address> Routes<K> {
         Route(self.hosts.get(address))
     }
 
-    /// Brings the lines near that [`Routes::get`] reads.
+    /// Brings the line near that [`Routes::get`] reads first. The tables of the prefixes are small,
+    /// a range for each node, and seldom asked: endpoints are known by their addresses.
     #[inline]
     pub fn prefetch(&self, address: K) {
         self.hosts.prefetch(address);
-        for (_, mask, networks) in &self.prefixes {
-            networks.prefetch(address.network(*mask));
-        }
     }
 
     /// Sets what has `address/len`; the route of nothing removes it. Returns the former one.

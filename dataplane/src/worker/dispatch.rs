@@ -14,22 +14,63 @@ impl<P: Port> Worker<P> {
     /// Does what was decided for each packet; the vector is empty afterwards.
     #[inline]
     pub(super) fn dispatch(&mut self, vector: &mut Vector) {
-        for (frame, meta) in vector.frames.drain(..).zip(vector.meta.drain(..)) {
+        let mut frames = vector.frames.drain(..);
+        let mut metas = vector.meta.iter();
+        while let Some(meta) = metas.next() {
+            if let Verdict::Send(port) = meta.verdict {
+                // Packets that follow one another mostly leave by the same port.
+                let rest = metas.as_slice().iter();
+                let more = rest.take_while(|meta| meta.verdict == Verdict::Send(port)).count();
+                self.send_run(frames.by_ref().take(more + 1), port);
+                metas = metas.as_slice()[more..].iter();
+                continue;
+            }
+            // There are as many frames as there is metadata.
+            let Some(frame) = frames.next() else { break };
             match meta.verdict {
-                Verdict::Send(port) => match self.send(frame, port) {
-                    Ok(()) => self.counters.sent += 1,
-                    Err(reason) => self.counters.drop(reason),
-                },
                 Verdict::Drop(reason) => self.discard(frame, reason),
                 Verdict::SendElsewhere(worker, _) | Verdict::HandOver(worker) => {
-                    self.hand_over(frame, meta, worker);
+                    self.hand_over(frame, *meta, worker);
                 }
-                Verdict::ToHost(port) => self.give_to_host(frame, meta, port),
-                Verdict::Hold => self.hold(frame, meta),
+                Verdict::ToHost(port) => self.give_to_host(frame, *meta, port),
+                Verdict::Hold => self.hold(frame, *meta),
                 // Every stage decides; a packet that none decided for has no way out.
-                Verdict::Pending => self.discard(frame, DropReason::NoRoute),
+                Verdict::Send(_) | Verdict::Pending => self.discard(frame, DropReason::NoRoute),
             }
         }
+        drop(frames);
+        vector.meta.clear();
+    }
+
+    /// Sends frames by one port.
+    #[inline]
+    fn send_run(&mut self, mut frames: impl Iterator<Item = Frame>, port: PortId) {
+        while let Some(frame) = self.send_while_taken(&mut frames, port) {
+            match self.send_again(frame, port) {
+                Ok(()) => self.counters.sent += 1,
+                Err(reason) => self.counters.drop(reason),
+            }
+        }
+    }
+
+    /// Puts frames on the TX ring of `port` until it takes one no more: gives that one back.
+    #[inline]
+    fn send_while_taken(
+        &mut self,
+        frames: &mut impl Iterator<Item = Frame>,
+        port: PortId,
+    ) -> Option<Frame> {
+        let Some(Some(slot)) = self.slots.get_mut(port.index()) else { return frames.next() };
+        slot.dirty = true;
+        let mut sent = 0;
+        let refused = frames.find_map(|frame| {
+            let refused = slot.port.send(frame).err();
+            sent += u64::from(refused.is_none());
+            refused
+        });
+        slot.block.counts.tx_packets += sent;
+        self.counters.sent += sent;
+        refused
     }
 
     /// Puts a frame on the TX ring of `port`, copying it when it lives in another UMEM.

@@ -110,9 +110,10 @@ pub struct Worker<P> {
     pools: Vec<FramePool>,
     counters: Counters,
     finished_checksums: Vec<u64>,
-    inside: Vector,
-    uplink: Vector,
-    handed: Vector,
+    /// Vectors in turn at work and here: boxed, so that this moves a pointer and not 5 KiB.
+    inside: Option<Box<Vector>>,
+    uplink: Option<Box<Vector>>,
+    handed: Option<Box<Vector>>,
     made: Vector,
     held: Held,
     notices: Notices,
@@ -148,9 +149,9 @@ impl<P: Port> Worker<P> {
             pools,
             counters: Counters::default(),
             finished_checksums: Vec::new(),
-            inside: Vector::default(),
-            uplink: Vector::default(),
-            handed: Vector::default(),
+            inside: Some(Box::default()),
+            uplink: Some(Box::default()),
+            handed: Some(Box::default()),
             made: Vector::default(),
             held: Held::default(),
             notices: Notices::new(),
@@ -184,23 +185,23 @@ impl<P: Port> Worker<P> {
 
     /// Takes packets from pods and the host and sends them on.
     fn receive_inside(&mut self) -> usize {
-        let mut inside = std::mem::take(&mut self.inside);
+        let mut inside = self.inside.take().unwrap_or_default();
         let work = self.receive(&mut inside, false);
         if work > 0 {
             self.process(&mut inside, stages::from_inside);
         }
-        self.inside = inside;
+        self.inside = Some(inside);
         work
     }
 
     /// Takes packets from the uplink and sends them on.
     fn receive_uplink(&mut self) -> usize {
-        let mut uplink = std::mem::take(&mut self.uplink);
+        let mut uplink = self.uplink.take().unwrap_or_default();
         let work = self.receive(&mut uplink, true);
         if work > 0 {
             self.process(&mut uplink, stages::from_uplink);
         }
-        self.uplink = uplink;
+        self.uplink = Some(uplink);
         work
     }
 
@@ -238,7 +239,7 @@ impl<P: Port> Worker<P> {
 
     /// Takes over packets that other workers handed over.
     fn receive_handed(&mut self) -> usize {
-        let mut handed = std::mem::take(&mut self.handed);
+        let mut handed = self.handed.take().unwrap_or_default();
         // Another lane first each time: a busy one must not keep the others waiting.
         let lanes = &mut self.parts.lanes.incoming;
         self.first_lane = (self.first_lane + 1) % lanes.len().max(1);
@@ -260,7 +261,7 @@ impl<P: Port> Worker<P> {
             self.counters.received += work as u64;
             self.process(&mut handed, stages::from_worker);
         }
-        self.handed = handed;
+        self.handed = Some(handed);
         work
     }
 

@@ -133,9 +133,8 @@ impl Area {
     pub(super) unsafe fn frame(&self, chunk: usize) -> Frame {
         // SAFETY: the area is mapped, readable and writable, for `chunks * CHUNK` bytes and is
         // never unmapped, because the UMEM is leaked. The caller promises that nobody else, in
-        // this process or in the kernel, holds the chunk, so the slice is the only reference.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(chunk * CHUNK), CHUNK) };
+        // this process or in the kernel, holds the chunk, so this is the only reference.
+        let bytes = unsafe { &mut *self.base.as_ptr().add(chunk * CHUNK).cast::<[u8; CHUNK]>() };
         Frame::new(bytes, self.id)
     }
 }

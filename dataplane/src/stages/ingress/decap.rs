@@ -9,7 +9,6 @@ use super::path_mtu;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin};
-use crate::packet::prefetch::prefetch;
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
@@ -24,28 +23,31 @@ use crate::wire::vxlan::Vxlan;
 use crate::wire::{ParseError, checksum, peek, protocol};
 
 /// Takes the vector out of its tunnels.
+#[inline(never)]
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     for frame in &vector.frames {
-        prefetch(frame.bytes().as_ptr());
+        frame.prefetch();
     }
     for (frame, meta) in vector.packets() {
-        if let Err(verdict) = outer(frame, meta, cx) {
+        if let Err(verdict) = step(frame, meta, cx) {
             meta.verdict = verdict;
         }
     }
-    for (frame, meta) in vector.packets() {
-        if meta.origin == Origin::Tunnel
-            && meta.is_pending()
-            && let Err(reason) = inner(frame, meta, cx.tables)
-        {
-            meta.verdict = Verdict::Drop(reason);
-        }
+}
+
+/// Takes one packet out of its tunnel.
+#[inline(always)]
+fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
+    outer(frame, meta, cx)?;
+    match meta.origin {
+        Origin::Tunnel => inner(frame, meta, cx.tables).map_err(Verdict::Drop),
+        _ => Ok(()),
     }
 }
 
 /// Looks at the outer IP header. A tunnel packet gets `Origin::Tunnel` and the offset of its UDP
 /// header in `l4`; a plain packet is parsed as it is.
-#[inline]
+#[inline(always)]
 fn outer(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
     if !cx.tables.node.configured {
         return Err(Verdict::Drop(DropReason::NotConfigured));
@@ -64,7 +66,7 @@ fn outer(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(),
     }
 }
 
-#[inline]
+#[inline(always)]
 fn outer_v4(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
     let node = &cx.tables.node;
     let bytes = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
@@ -82,7 +84,6 @@ fn outer_v4(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
             if ip.is_fragment() {
                 return Err(Verdict::Drop(DropReason::OuterFragment));
             }
-            cx.tables.peers_v4.prefetch(ip.source_u32());
             meta.kind = Kind::Ipv4;
             return tunnel(meta, port, ip.header_len(), ip.total_len(), ip.tos());
         }
@@ -111,7 +112,6 @@ fn outer_v6(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
             if upper.fragment.is_some() {
                 return Err(Verdict::Drop(DropReason::OuterFragment));
             }
-            cx.tables.peers_v6.prefetch(ip.source_u128());
             meta.kind = Kind::Ipv6;
             return tunnel(meta, port, upper.offset, packet_len, ip.traffic_class());
         }
@@ -132,6 +132,7 @@ fn tunnel(meta: &mut Meta, port: u16, l4: usize, ip_len: u16, tos: u8) -> Result
 }
 
 /// A packet that is not in a tunnel: for a pod of ours (native and flat), or the host's.
+#[cold]
 fn plain(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
     let ethernet =
         Ethernet::parse(frame.bytes()).map_err(|_| Verdict::Drop(DropReason::FrameTruncated))?;
@@ -159,7 +160,7 @@ fn outer_reason(error: &ParseError) -> DropReason {
 }
 
 /// Checks the sender and the tunnel header, takes the outer headers off, parses what was inside.
-#[inline]
+#[inline(always)]
 fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
     let ip_len = usize::from(meta.ip_len);
     let end = ethernet::HEADER_LEN + ip_len;
@@ -182,7 +183,7 @@ fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), Dr
 }
 
 /// Who sent it? Sets `peer`; says which tunnel it is.
-#[inline]
+#[inline(always)]
 fn check_peer(ip: &[u8], meta: &mut Meta, tables: &Snapshot) -> Result<Mode, DropReason> {
     let peer = match meta.kind {
         Kind::Ipv4 => tables.peers_v4.get(peek::source_v4(ip)),
@@ -198,7 +199,7 @@ fn check_peer(ip: &[u8], meta: &mut Meta, tables: &Snapshot) -> Result<Mode, Dro
 
 /// The outer UDP checksum: validated when there is one; it may be absent over IPv4, and over
 /// IPv6 only where configured (RFC 8200 section 8.1, RFC 6935).
-#[inline]
+#[inline(always)]
 fn check_udp(
     ip: &[u8],
     segment: &[u8],
@@ -246,7 +247,7 @@ fn vxlan_header(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason>
 }
 
 /// Checks a Geneve header and its options; says how long they are.
-#[inline]
+#[inline(always)]
 fn geneve_header(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
     let header = Geneve::parse(datagram).map_err(|error| geneve_reason(&error))?;
     if header.vni().get() != tables.node.vni {
@@ -288,7 +289,7 @@ fn geneve_reason(error: &ParseError) -> DropReason {
 }
 
 /// Parses the Ethernet frame that was inside.
-#[inline]
+#[inline(always)]
 fn parse_inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
     let ethernet = Ethernet::parse(frame.bytes()).map_err(|_| DropReason::InnerTruncated)?;
     if ethernet.destination().is_group() {

@@ -7,7 +7,45 @@ pub mod peer_check;
 pub mod source_check;
 
 use crate::packet::drop::DropReason;
+use crate::packet::frame::Frame;
+use crate::packet::meta::{Kind, Meta};
+use crate::packet::vector::Vector;
+use crate::packet::verdict::{PortId, Verdict};
+use crate::stages::Context;
 use crate::wire::ParseError;
+
+/// Parses and checks a vector from pods and the host: both steps on one packet while its first
+/// line is near.
+#[inline(never)]
+pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
+    for frame in &vector.frames {
+        frame.prefetch();
+    }
+    let mut sender = source_check::Sender::of(PortId(u16::MAX), cx.tables);
+    for (frame, meta) in vector.packets() {
+        if meta.port != sender.port {
+            sender = source_check::Sender::of(meta.port, cx.tables);
+        }
+        if let Err(reason) = parse_and_check(frame, meta, &sender, cx) {
+            meta.verdict = Verdict::Drop(reason);
+        }
+    }
+}
+
+#[inline(always)]
+fn parse_and_check(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    sender: &source_check::Sender<'_>,
+    cx: &mut Context<'_>,
+) -> Result<(), DropReason> {
+    parse::step(frame, meta, cx)?;
+    match meta.kind {
+        Kind::Ipv4 | Kind::Ipv6 => source_check::step(frame, meta, sender, cx),
+        // These are checked by who answers them.
+        Kind::Arp | Kind::LinkV6 => Ok(()),
+    }
+}
 
 /// What a malformed IP header of a pod's packet is counted as.
 pub(super) fn inside_reason(error: &ParseError) -> DropReason {

@@ -4,9 +4,6 @@
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
-use crate::packet::prefetch::prefetch;
-use crate::packet::vector::Vector;
-use crate::packet::verdict::Verdict;
 use crate::stages::Context;
 use crate::tables::Snapshot;
 use crate::wire::ethernet::{self, Ethernet};
@@ -14,21 +11,13 @@ use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
 use crate::wire::{icmpv6, protocol};
 
-/// Parses a vector from pods and the host.
-pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
-    for frame in &vector.frames {
-        prefetch(frame.bytes().as_ptr());
-    }
-    for (frame, meta) in vector.packets() {
-        if let Err(reason) = step(frame, meta, cx) {
-            meta.verdict = Verdict::Drop(reason);
-        }
-    }
-}
-
-/// Parses one packet; ARP and ND are answered on the spot.
-#[inline]
-fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), DropReason> {
+/// Parses one packet; ARP and ND are left to [`crate::stages::transmit::arp_nd`].
+#[inline(always)]
+pub(super) fn step(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    cx: &mut Context<'_>,
+) -> Result<(), DropReason> {
     if !cx.tables.node.configured {
         return Err(DropReason::NotConfigured);
     }
@@ -54,7 +43,7 @@ fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), 
 }
 
 /// Reads an IPv4 packet and asks for its route's cache lines.
-#[inline]
+#[inline(always)]
 pub(super) fn parse_v4(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
     let ip = Ipv4::parse(bytes).map_err(|error| super::inside_reason(&error))?;
     let destination = ip.destination_u32();

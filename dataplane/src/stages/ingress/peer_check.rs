@@ -10,6 +10,7 @@ use crate::tables::Snapshot;
 use crate::wire::{ethernet, peek};
 
 /// Checks the undecided packets that came out of a tunnel.
+#[inline(never)]
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     for (frame, meta) in vector.packets() {
         if meta.is_pending() && meta.origin == Origin::Tunnel && !belongs(frame, meta, cx.tables) {
@@ -20,7 +21,7 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
 
 /// A peer may send from its pod ranges, its pods' addresses and its own addresses: all that is
 /// routed to it.
-#[inline]
+#[inline(always)]
 fn belongs(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
     let Some(ip) = frame.bytes().get(ethernet::HEADER_LEN..) else { return false };
     let route = match meta.kind {

@@ -3,39 +3,56 @@
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin, Target};
-use crate::packet::vector::Vector;
-use crate::packet::verdict::Verdict;
+use crate::packet::verdict::PortId;
 use crate::stages::Context;
 use crate::tables::Snapshot;
+use crate::tables::endpoints::EndpointEntry;
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::{checksum, peek, protocol, tcp, udp};
 
-/// Checks the undecided packets of a vector from pods and the host.
-pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
-    for (frame, meta) in vector.packets() {
-        if !meta.is_pending() {
-            continue;
-        }
-        if let Err(reason) = step(frame, meta, cx.tables) {
-            meta.verdict = Verdict::Drop(reason);
-            continue;
-        }
-        if finish_checksum(frame, meta)
-            && let Some(finished) = cx.finished_checksums.get_mut(meta.port.index())
-        {
-            *finished += 1;
-        }
+/// Who is behind a port: looked up once for the packets that follow one another from it.
+pub(super) struct Sender<'a> {
+    pub(super) port: PortId,
+    endpoint: Option<&'a EndpointEntry>,
+}
+
+impl<'a> Sender<'a> {
+    /// Who is behind `port`.
+    pub(super) fn of(port: PortId, tables: &'a Snapshot) -> Self {
+        let entry = tables.ports.get(u32::from(port.0));
+        Self { port, endpoint: entry.and_then(|entry| tables.endpoints.get(entry.endpoint)) }
     }
 }
 
-#[inline]
-fn step(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Result<(), DropReason> {
+/// Checks a packet from a pod or the host, and finishes its checksum.
+#[inline(always)]
+pub(super) fn step(
+    frame: &mut Frame,
+    meta: &Meta,
+    sender: &Sender<'_>,
+    cx: &mut Context<'_>,
+) -> Result<(), DropReason> {
+    check(frame, meta, sender, cx.tables)?;
+    if finish_checksum(frame, meta)
+        && let Some(finished) = cx.finished_checksums.get_mut(meta.port.index())
+    {
+        *finished += 1;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn check(
+    frame: &Frame,
+    meta: &Meta,
+    sender: &Sender<'_>,
+    tables: &Snapshot,
+) -> Result<(), DropReason> {
     let ethernet = Ethernet::parse(frame.bytes()).map_err(|_| DropReason::FrameTruncated)?;
     if meta.origin == Origin::Host {
         return host_source(ethernet.payload(), meta, tables);
     }
-    let port = tables.ports.get(u32::from(meta.port.0)).ok_or(DropReason::PortGone)?;
-    let endpoint = tables.endpoints.get(port.endpoint).ok_or(DropReason::PortGone)?;
+    let endpoint = sender.endpoint.ok_or(DropReason::PortGone)?;
     if ethernet.source() != endpoint.mac {
         return Err(DropReason::SpoofedMac);
     }
@@ -92,7 +109,7 @@ fn host_source(ip: &[u8], meta: &Meta, tables: &Snapshot) -> Result<(), DropReas
 
 /// Finishes a TCP or UDP checksum that the sender's kernel left to the device
 /// (`CHECKSUM_PARTIAL`: the field holds the pseudo-header's sum). Says whether it was so.
-#[inline]
+#[inline(always)]
 fn finish_checksum(frame: &mut Frame, meta: &Meta) -> bool {
     let at = match meta.protocol {
         protocol::TCP => tcp::CHECKSUM_OFFSET,

@@ -11,6 +11,7 @@ use crate::wire::{ethernet, ipv4, ipv6, peek};
 
 /// Routes every undecided packet of the vector. Lines of the routing table were asked for when
 /// the packet was parsed.
+#[inline(never)]
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     for (frame, meta) in vector.packets() {
         if meta.is_pending() {
@@ -21,6 +22,7 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
 
 /// Routes anew what another worker routed by tables that have changed since: the endpoint's place
 /// may be another's by now.
+#[inline(never)]
 pub fn confirm(vector: &mut Vector, cx: &mut Context<'_>) {
     for (frame, meta) in vector.packets() {
         if meta.is_pending() && !is_current(frame, meta, cx.tables) {
@@ -41,7 +43,7 @@ fn is_current(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
 }
 
 /// Finds what has the packet's destination and takes the hop.
-#[inline]
+#[inline(always)]
 fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
     let Some(ip) = frame.bytes_mut().get_mut(ethernet::HEADER_LEN..) else {
         meta.verdict = Verdict::Drop(DropReason::FrameTruncated);
@@ -79,7 +81,7 @@ fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
 }
 
 /// Lowers the time to live by one, and checks the size against the way out.
-#[inline]
+#[inline(always)]
 fn hop(ip: &mut [u8], meta: &mut Meta, target: Target, tables: &Snapshot) {
     if meta.forwarded {
         if meta.ttl <= 1 {
@@ -95,6 +97,9 @@ fn hop(ip: &mut [u8], meta: &mut Meta, target: Target, tables: &Snapshot) {
         meta.forwarded = false;
     }
     let limit = tables.mtu(target);
+    if let Target::Peer(index) = target {
+        tables.peers.prefetch(index);
+    }
     // A target that is not ready has no size; transmit says what it lacks.
     if meta.ip_len > limit && limit != 0 {
         meta.verdict = Verdict::Drop(DropReason::PacketTooBig);

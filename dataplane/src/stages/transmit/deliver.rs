@@ -41,11 +41,16 @@ pub(super) fn address_to_host(frame: &mut Frame, cx: &Context<'_>) {
 }
 
 /// Unencapsulated, to next hop `index` (flat mode).
-pub(super) fn to_next_hop(frame: &mut Frame, index: u32, cx: &Context<'_>) -> Verdict {
+pub(super) fn to_next_hop(
+    frame: &mut Frame,
+    index: u32,
+    uplink: Verdict,
+    cx: &Context<'_>,
+) -> Verdict {
     match cx.tables.next_hops.get(index) {
         Some(Some(adjacency)) => {
             set_addresses(frame, adjacency.destination, adjacency.source);
-            super::uplink(cx)
+            uplink
         }
         _ => Verdict::Hold,
     }

@@ -4,7 +4,7 @@ use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
 use crate::packet::verdict::Verdict;
-use crate::stages::Context;
+use crate::tables::Snapshot;
 use crate::tables::peers::{Form, OUTER_IP, PeerEntry};
 use crate::wire::{checksum, ethernet, ipv4, ipv6, peek, protocol, udp};
 
@@ -32,9 +32,16 @@ mod v6 {
 }
 
 /// Puts the peer's headers in front of the packet, in the way its mode says.
-#[inline]
-pub(super) fn step(frame: &mut Frame, meta: &Meta, index: u32, cx: &Context<'_>) -> Verdict {
-    let Some(peer) = cx.tables.peers.get(index) else {
+/// `uplink` is the verdict of what leaves by it.
+#[inline(always)]
+pub(super) fn step(
+    frame: &mut Frame,
+    meta: &Meta,
+    index: u32,
+    uplink: Verdict,
+    tables: &Snapshot,
+) -> Verdict {
+    let Some(peer) = tables.peers.get(index) else {
         return Verdict::Drop(DropReason::NoRoute);
     };
     if !peer.resolved {
@@ -50,7 +57,7 @@ pub(super) fn step(frame: &mut Frame, meta: &Meta, index: u32, cx: &Context<'_>)
         Form::NoAddress => return Verdict::Drop(DropReason::EncapNoAddress),
     };
     match done {
-        Some(()) => super::uplink(cx),
+        Some(()) => uplink,
         // The headroom is larger than any template: the frame must have come without any.
         None => Verdict::Drop(DropReason::FrameTruncated),
     }
@@ -85,7 +92,7 @@ fn outer_tos(meta: &Meta, peer: &PeerEntry) -> u8 {
     dscp | meta.tos & 3
 }
 
-#[inline]
+#[inline(always)]
 fn tunnel_v4(frame: &mut Frame, meta: &Meta, peer: &PeerEntry) -> Option<()> {
     let bytes = frame.prepend(TEMPLATE_V4 - ethernet::HEADER_LEN).ok()?;
     let total = (bytes.len() - OUTER_IP) as u16;

@@ -23,7 +23,7 @@ pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
         let limit = usize::from(cx.tables.mtu(meta.route.target()));
         if split(frame, meta, limit, cx).is_some() {
             meta.verdict = Verdict::Pending;
-            super::step(frame, meta, cx);
+            meta.verdict = super::step(frame, meta, super::uplink(cx), cx);
         } else {
             meta.verdict = Verdict::Drop(DropReason::FragmentationFailed);
         }

@@ -16,11 +16,13 @@ use crate::packet::verdict::Verdict;
 use crate::stages::Context;
 
 /// Gives every undecided packet its way out; then makes the ICMP errors that are due.
+#[inline(never)]
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     let mut errors = false;
+    let uplink = uplink(cx);
     for (frame, meta) in vector.packets() {
         if meta.is_pending() {
-            step(frame, meta, cx);
+            meta.verdict = step(frame, meta, uplink, cx);
         }
         match meta.verdict {
             Verdict::Drop(_) => errors = true,
@@ -35,16 +37,16 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
 }
 
 /// The way out of one packet.
-#[inline]
-fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
-    meta.verdict = match meta.route.target() {
-        Target::Peer(index) => encap::step(frame, meta, index, cx),
+#[inline(always)]
+fn step(frame: &mut Frame, meta: &Meta, uplink: Verdict, cx: &Context<'_>) -> Verdict {
+    match meta.route.target() {
+        Target::Peer(index) => encap::step(frame, meta, index, uplink, cx.tables),
         Target::Endpoint(index) => deliver::to_endpoint(frame, index, cx),
         Target::Host => deliver::to_host(cx),
         Target::Gateway => echo::step(frame, meta, cx),
-        Target::Underlay(index) => deliver::to_next_hop(frame, index, cx),
+        Target::Underlay(index) => deliver::to_next_hop(frame, index, uplink, cx),
         Target::None | Target::UnderlayUnknown => Verdict::Drop(DropReason::NoRoute),
-    };
+    }
 }
 
 /// The uplink port of this worker, or of the worker that sends for it.
