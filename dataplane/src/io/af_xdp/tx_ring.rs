@@ -3,10 +3,12 @@
 //! xsk-rs can only send a packet from where one was received or behind it. Encapsulation makes
 //! a packet start in front of that, so the descriptors are written here, with any address inside
 //! the chunk. The ring is the kernel's memory, mapped a second time; xsk-rs does not touch its
-//! own mapping after set-up.
+//! own mapping after set-up. Kernels before 6.4 refuse to map a ring of a socket that is bound
+//! (EBUSY): there the mapping that libxdp made before it bound the socket is looked up and used.
 
 use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -26,7 +28,7 @@ pub(super) struct TxRing {
     published: u32,
     /// The consumer as it was last read.
     consumed: u32,
-    /// What to unmap in the end.
+    /// What to unmap in the end; none: the mapping is libxdp's.
     mapping: Option<(NonNull<libc::c_void>, usize)>,
 }
 
@@ -35,7 +37,8 @@ pub(super) struct TxRing {
 unsafe impl Send for TxRing {}
 
 impl TxRing {
-    /// Maps the TX ring of socket `fd`, which was made with `size` entries.
+    /// Maps the TX ring of socket `fd`, which was made with `size` entries. The ring must be
+    /// dropped before the socket's queues are.
     pub(super) fn map(fd: RawFd, size: u32) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Option { what: "map the TX ring", source };
         let offsets = xdp_option::<libc::xdp_mmap_offsets>(fd, libc::XDP_MMAP_OFFSETS)
@@ -44,23 +47,16 @@ impl TxRing {
             .tx;
         let offset = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
         let len = offset(offsets.desc) + size as usize * size_of::<libc::xdp_desc>();
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let map = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_POPULATE,
-                fd,
-                libc::XDP_PGOFF_TX_RING,
-            )
+        let (base, ours) = match map_again(fd, len) {
+            Ok(base) => (base, true),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                (mapped_already(fd, len).map_err(failed)?, false)
+            }
+            Err(error) => return Err(failed(error)),
         };
-        let base = match NonNull::new(map) {
-            Some(base) if map != libc::MAP_FAILED => base,
-            _ => return Err(failed(io::Error::last_os_error())),
-        };
-        // SAFETY: the kernel's offsets lie inside of the mapping that was made with them, and are
-        // aligned for what they are of.
+        // SAFETY: the kernel's offsets lie inside of the mapping, which has `len` bytes, and are
+        // aligned for what they are of. It stays as long as the ring: it is the ring's own, or
+        // libxdp's, which lives as long as the queues, and those outlive the ring.
         let ring = unsafe {
             Self::over(
                 base.byte_add(offset(offsets.desc)).cast(),
@@ -70,7 +66,7 @@ impl TxRing {
                 size,
             )
         };
-        Ok(Self { mapping: Some((base, len)), ..ring })
+        Ok(Self { mapping: ours.then_some((base, len)), ..ring })
     }
 
     /// A ring over memory that is mapped already.
@@ -154,6 +150,53 @@ impl TxRing {
     }
 }
 
+/// A mapping of the TX ring of our own, `len` bytes.
+fn map_again(fd: RawFd, len: usize) -> io::Result<NonNull<libc::c_void>> {
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let map = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_POPULATE,
+            fd,
+            libc::XDP_PGOFF_TX_RING,
+        )
+    };
+    if map == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(map).ok_or_else(|| io::Error::other("the ring was mapped at address 0"))
+}
+
+/// The mapping of the TX ring of at least `len` bytes that this process has already.
+fn mapped_already(fd: RawFd, len: usize) -> io::Result<NonNull<libc::c_void>> {
+    let inode = std::fs::metadata(format!("/proc/self/fd/{fd}"))?.ino();
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let found = find_tx_mapping(&maps, inode).filter(|(_, found)| *found >= len);
+    // The address is the kernel's (`mmap`), so its provenance is exposed.
+    let base = found.map(|(start, _)| std::ptr::with_exposed_provenance_mut(start));
+    base.and_then(NonNull::new)
+        .ok_or_else(|| io::Error::other("libxdp's mapping of it is not in /proc/self/maps"))
+}
+
+/// Address and length of the mapping of the TX ring of the socket with this inode.
+fn find_tx_mapping(maps: &str, inode: u64) -> Option<(usize, usize)> {
+    let name = format!("socket:[{inode}]");
+    maps.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_ascii_whitespace().collect();
+        let [range, mode, offset, _device, _inode, path] = fields[..] else { return None };
+        let ring = i64::from_str_radix(offset, 16).ok()?;
+        if path != name || !mode.starts_with("rw") || ring != libc::XDP_PGOFF_TX_RING {
+            return None;
+        }
+        let (start, end) = range.split_once('-')?;
+        let start = usize::from_str_radix(start, 16).ok()?;
+        let end = usize::from_str_radix(end, 16).ok()?;
+        Some((start, end.checked_sub(start)?))
+    })
+}
+
 impl Drop for TxRing {
     fn drop(&mut self) {
         if let Some((base, len)) = self.mapping {
@@ -216,6 +259,21 @@ mod tests {
         let rest: Vec<_> = std::iter::from_fn(|| kernel.take()).collect();
         assert_eq!(rest, [(2, 60), (3, 60), (4, 61), (5, 62)]);
         assert_eq!(ring.waiting(), 0);
+    }
+
+    #[test]
+    fn the_mapping_of_a_sockets_tx_ring_is_told_from_others() {
+        let maps = "\
+7f4ce0a00000-7f4ce0a09000 rw-s 80000000 00:08 4711                       socket:[4711]
+7f4ce0b00000-7f4ce0b05000 rw-s 00000000 00:08 4712                       socket:[4712]
+7f4ce0b05000-7f4ce0b0a000 rw-s 80000000 00:08 4712                       socket:[4712]
+7f4ce0b0a000-7f4ce0b0d000 rw-s 100000000 00:08 4712                      socket:[4712]
+7f4ce0c00000-7f4ce0c01000 rw-p 00000000 00:00 0
+7f4ce0d00000-7f4ce0d01000 r--p 80000000 08:01 4712                       /usr/lib/a b
+";
+        assert_eq!(find_tx_mapping(maps, 4712), Some((0x7f4c_e0b0_5000, 0x5000)));
+        assert_eq!(find_tx_mapping(maps, 4711), Some((0x7f4c_e0a0_0000, 0x9000)));
+        assert_eq!(find_tx_mapping(maps, 471), None);
     }
 
     #[test]
