@@ -16,7 +16,7 @@ usage: install-deps.sh [--test] [--check]
 TEXT
 }
 
-BUILD=(gcc clang llvm libclang-dev libelf-dev libpcap-dev zlib1g-dev libc6-dev libc6-dev-i386
+BUILD=(gcc clang llvm libclang-dev libelf-dev libpcap-dev zlib1g-dev libc6-dev
   linux-libc-dev make m4 pkg-config git)
 RUN=(iproute2 ethtool iputils-ping procps util-linux jq tshark iperf3 socat)
 TEST=(bpftool tcpdump iputils-arping netcat-openbsd curl openvswitch-switch nftables python3-scapy

@@ -11,7 +11,7 @@ usage() {
 usage: test.sh [options]
   --quick          everything but what takes long (the default)
   --long           the long variants of the tests too
-  --vm             the root tests once more on stock Debian kernels, in emulation
+  --vm             scenarios and root tests on stock Debian kernels, in emulation
   --fuzz SECONDS   fuzz each target for that long
   --only STAGE     this stage only; may be repeated
 
@@ -112,32 +112,38 @@ stage_fmt() { run fmt "cargo fmt --check" cargo fmt --all -- --check; }
 stage_clippy() { run clippy "cargo clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings; }
 
 stage_shellcheck() {
-  run shellcheck "shellcheck" shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run dataplane/tests/netns/*.sh
+  run shellcheck "shellcheck" shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run dataplane/tests/netns/*.sh dataplane/tests/vm/*.sh
 }
 
 stage_unit() { run_cargo_tests unit "unit tests" --workspace; }
 
 # One at a time: they share the machine's queues, and some measure time.
 stage_root() {
-  local long=()
   if [ "$(id -u)" != 0 ]; then skip root "needs root"; return; fi
-  [ "$LENGTH" = quick ] || long=(--include-ignored)
-  OVERLANE_TEST_LENGTH=$LENGTH run_cargo_tests root "root tests" --workspace -- "${long[@]:---ignored}" --test-threads 1
+  OVERLANE_TEST_LENGTH=$LENGTH run_cargo_tests root "root tests" --workspace --lib --bins --tests -- --ignored --test-threads 1
 }
 
 stage_netns() {
-  local log=$LOGS/netns.log line status=0
   if [ "$(id -u)" != 0 ]; then skip netns "needs root"; return; fi
-  if ! cargo build --release --quiet -p overlane-dataplane -p overlane-control > "$log" 2>&1; then
-    tail -n 60 "$log" >&2
-    fail "netns: release build"
-    return
-  fi
-  "$here/netns-tests.sh" "--$LENGTH" 2>&1 | tee "$log" | sed 's/^/    /' >&2 || status=$?
-  while read -r line; do pass; : "$line"; done < <(grep '^ok ' "$log" || true)
-  while read -r line; do fail "netns: $line"; done < <(sed -n 's/^FAILED \([^ ]*\).*/\1/p' "$log")
-  while read -r line; do SKIPPED=$((SKIPPED + 1)); SKIPS+=("netns: $line"); done < <(sed -n 's/^skipped //p' "$log")
-  if [ "$status" != 0 ] && ! grep -q '^FAILED ' "$log"; then fail "netns: the runner ended with $status"; fi
+  if release_build netns; then run_scenarios netns "$here/netns-tests.sh"; fi
+}
+
+release_build() {
+  local log=$LOGS/$1-build.log
+  if cargo build --release --quiet -p overlane-dataplane -p overlane-control > "$log" 2>&1; then return 0; fi
+  tail -n 60 "$log" >&2
+  fail "$1: release build"
+  return 1
+}
+
+# run_scenarios STAGE RUNNER: a runner of scenarios says 'ok NAME', 'FAILED NAME' or 'skipped NAME'.
+run_scenarios() {
+  local stage=$1 runner=$2 log=$LOGS/$1.log line status=0
+  "$runner" "--$LENGTH" 2>&1 | tee "$log" | sed 's/^/    /' >&2 || status=$?
+  pass "$(grep -c '^ok ' "$log" || true)"
+  while read -r line; do fail "$stage: $line"; done < <(sed -n 's/^FAILED //p' "$log")
+  while read -r line; do SKIPPED=$((SKIPPED + 1)); SKIPS+=("$stage: $line"); done < <(sed -n 's/^skipped //p' "$log")
+  if [ "$status" != 0 ] && ! grep -q '^FAILED ' "$log"; then fail "$stage: the runner ended with $status"; fi
 }
 
 stage_fuzz() {
@@ -157,27 +163,26 @@ stage_fuzz() {
   done
 }
 
-# The root tests' programs are built here; the guest has no network and only runs them.
+# The scenarios in emulation, then the root tests on the kernels that those have downloaded. The
+# programs are built here; the guest has no network and only runs them.
 stage_vm() {
   local log=$LOGS/vm-build.log kernel command programs
   if [ "$VM" = no ]; then return; fi
+  if [ "$(id -u)" != 0 ]; then skip vm "needs root"; return; fi
   if [ ! -x "$VM_RUN" ]; then skip vm "no $VM_RUN; OVERLANE_VM_RUN names another"; return; fi
+  release_build vm || return 0
+  run_scenarios vm "$here/vm-tests.sh"
   if ! programs=$(test_programs 2> "$log"); then tail -n 40 "$log" >&2; fail "vm: build"; return; fi
   command="set -e; for program in $(tr '\n' ' ' <<< "$programs"); do echo \"== \$program\"; \$program --ignored --test-threads 1; done"
-  for kernel in ${OVERLANE_VM_KERNELS:-$(stock_kernels)}; do
-    run "vm-$kernel" "root tests on $kernel" "$VM_RUN" -k "$kernel" -t 900 -- "$command"
+  for kernel in "${OVERLANE_VM_KERNELS:-/tmp/overlane-kernels}"/linux-image-*/; do
+    [ -d "$kernel" ] || continue
+    run "vm-$(basename "$kernel")" "root tests on $(basename "$kernel")" "$VM_RUN" -k "$kernel" -t 1500 -- "$command"
   done
 }
 
 test_programs() {
   cargo test --workspace --no-run --message-format json |
     jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null) | .executable'
-}
-
-# the newest kernel of the release, and of backports if they are configured
-stock_kernels() {
-  apt-cache search --names-only '^linux-image-6\.[0-9.]+-?.*-amd64$' 2> /dev/null |
-    awk '{ print $1 }' | grep -Ev 'rt-|cloud|dbg|unsigned' | sort -V | awk -F'[.-]' '{ last[$3 "." $4] = $0 } END { for (k in last) print last[k] }'
 }
 
 summary() {
