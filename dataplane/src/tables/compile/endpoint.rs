@@ -139,7 +139,7 @@ impl Compiler {
             if let Some(place) = self.tables.endpoints.get_mut(index) {
                 *place = EndpointEntry::FREE;
             }
-            self.endpoint_names[index as usize] = None;
+            self.endpoint_names.release(index);
             self.local_endpoints -= 1;
             if let Some(binding) = record.binding {
                 self.clear_ports(binding);
@@ -199,7 +199,7 @@ impl Compiler {
 
     /// Names of the local endpoints.
     pub fn local_names(&self) -> impl Iterator<Item = String> + '_ {
-        self.endpoint_names.iter().flatten().cloned()
+        self.endpoint_names.iter().map(str::to_owned)
     }
 
     /// Local and remote endpoints.

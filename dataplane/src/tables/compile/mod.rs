@@ -5,7 +5,9 @@
 //! all: what was done before a refusal is undone.
 
 mod endpoint;
+mod names;
 mod peer;
+mod ranges;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,6 +16,8 @@ use std::sync::Arc;
 use overlane_api::protocol::{ApiError, ErrorCode};
 use overlane_api::{Change, Endpoint, Mode, Node, Object, ObjectKey, Peer, WorkerId};
 
+use self::names::Names;
+use self::ranges::Ranges;
 use super::Snapshot;
 use super::endpoints::{EndpointEntry, PortEntry};
 use super::node::{HostBinding, NodeEntry, UplinkBinding};
@@ -86,9 +90,12 @@ pub struct Compiler {
     workers: usize,
     node: Option<Node>,
     peers: HashMap<String, PeerRecord>,
-    peer_names: Vec<Option<String>>,
+    peer_names: Names,
+    /// Peers by mode.
+    peer_modes: HashMap<Mode, usize>,
+    pod_ranges: Ranges,
     endpoints: HashMap<String, EndpointRecord>,
-    endpoint_names: Vec<Option<String>>,
+    endpoint_names: Names,
     local_endpoints: usize,
     uplink: UplinkBinding,
     host: Option<HostBinding>,
@@ -325,7 +332,7 @@ impl Compiler {
     #[must_use]
     pub fn uses(&self, mode: Mode) -> bool {
         self.node.as_ref().is_some_and(|node| node.mode == mode)
-            || self.peers.values().any(|record| record.object.mode == mode)
+            || self.peer_modes.get(&mode).is_some_and(|count| *count > 0)
     }
 
     /// Tells where the host port is.
@@ -380,8 +387,8 @@ impl Compiler {
 
     /// Who has `route`, for messages.
     fn owner(&self, route: Route) -> String {
-        let name = |names: &[Option<String>], index: u32, kind: &str| {
-            let name = names.get(index as usize).and_then(Option::as_deref).unwrap_or("unknown");
+        let name = |names: &Names, index: u32, kind: &str| {
+            let name = names.get(index).unwrap_or("unknown");
             format!("{kind} {name}")
         };
         match route.target() {
@@ -399,20 +406,10 @@ fn everything() -> [ipnet::IpNet; 2] {
     [ipnet::IpNet::V4(ipnet::Ipv4Net::default()), ipnet::IpNet::V6(ipnet::Ipv6Net::default())]
 }
 
-/// A place in `names` for `name`: a free one, or one more.
-fn claim(names: &mut Vec<Option<String>>, name: &str) -> u32 {
-    let index = names.iter().position(Option::is_none).unwrap_or(names.len());
-    if index == names.len() {
-        names.push(None);
-    }
-    names[index] = Some(name.to_owned());
-    u32::try_from(index).unwrap_or(Route::MAX_INDEX)
-}
-
 impl Compiler {
     /// A place in the endpoint table.
     fn claim_endpoint(&mut self, name: &str) -> u32 {
-        let index = claim(&mut self.endpoint_names, name);
+        let index = self.endpoint_names.claim(name);
         if index as usize == self.tables.endpoints.len() {
             self.tables.endpoints.push(EndpointEntry::FREE);
         }

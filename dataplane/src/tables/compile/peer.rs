@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use overlane_api::protocol::{ApiError, ErrorCode};
 use overlane_api::{Attachment, Mode, Peer};
 
-use super::{Compiler, Effect, PeerRecord, claim};
+use super::{Compiler, Effect, PeerRecord};
 use crate::packet::meta::{Route, Target};
 use crate::tables::peers::{Adjacency, PeerEntry};
 
@@ -33,7 +33,7 @@ impl Compiler {
                 self.reroute_endpoints(&name, index);
             }
         } else {
-            let index = claim(&mut self.peer_names, &name);
+            let index = self.peer_names.claim(&name);
             if index as usize == self.tables.peers.len() {
                 self.tables.peers.push(PeerEntry::free());
             }
@@ -99,16 +99,16 @@ impl Compiler {
 
     /// The peer other than `except` that has a range overlapping `cidr`.
     pub(super) fn overlapping_peer(&self, cidr: IpNet, except: &str) -> Option<(String, IpNet)> {
-        let overlaps = |other: &IpNet| other.contains(&cidr) || cidr.contains(other);
-        self.peers.values().filter(|record| record.object.name != except).find_map(|record| {
-            let other = record.object.pod_cidrs.iter().find(|other| overlaps(other))?;
-            Some((record.object.name.clone(), *other))
-        })
+        self.pod_ranges.overlapping(cidr, except)
     }
 
     fn route_peer(&mut self, name: &str) {
         let Some(record) = self.peers.get(name) else { return };
         let (peer, index) = (&record.object, record.index);
+        *self.peer_modes.entry(peer.mode).or_default() += 1;
+        for cidr in &peer.pod_cidrs {
+            self.pod_ranges.insert(*cidr, name);
+        }
         for address in &peer.addresses {
             match address {
                 IpAddr::V4(v4) => self.tables.peers_v4.set(v4.to_bits(), index + 1),
@@ -129,6 +129,12 @@ impl Compiler {
 
     fn unroute_peer(&mut self, name: &str) {
         let Some(record) = self.peers.get(name) else { return };
+        if let Some(count) = self.peer_modes.get_mut(&record.object.mode) {
+            *count -= 1;
+        }
+        for cidr in &record.object.pod_cidrs {
+            self.pod_ranges.remove(*cidr);
+        }
         for address in &record.object.addresses {
             match address {
                 IpAddr::V4(v4) => self.tables.peers_v4.set(v4.to_bits(), 0),
@@ -179,7 +185,7 @@ impl Compiler {
         if let Some(place) = self.tables.peers.get_mut(record.index) {
             *place = PeerEntry::free();
         }
-        self.peer_names[record.index as usize] = None;
+        self.peer_names.release(record.index);
         self.rebuild_node();
         Ok(vec![Effect::PeerRemoved(record.object)])
     }
@@ -238,7 +244,7 @@ impl Compiler {
             IpAddr::V4(v4) => self.tables.peers_v4.get(v4.to_bits()),
             IpAddr::V6(v6) => self.tables.peers_v6.get(v6.to_bits()),
         };
-        let name = self.peer_names.get(index.checked_sub(1)? as usize)?.as_ref()?;
+        let name = self.peer_names.get(index.checked_sub(1)?)?;
         self.peer(name)
     }
 
