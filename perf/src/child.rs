@@ -1,0 +1,94 @@
+//! The hidden command that forwards a number of vectors and nothing else: what runs under
+//! valgrind and strace. Any program that answers to it can be counted by [`crate::callgrind`].
+
+use clap::{Args, Parser};
+
+use crate::error::PerfError;
+use crate::measure::{Ports, forward};
+use crate::rig::Rig;
+use crate::scenario::{Load, Order, Scenario};
+
+/// The cluster and its packets.
+#[derive(Debug, Clone, Args)]
+pub struct Cluster {
+    /// Bytes of a frame on the wire, check sequence (4 bytes, never in memory) included; in a
+    /// tunnel, of the inner frame.
+    #[arg(long, default_value_t = 64, value_parser = size)]
+    pub size: usize,
+    /// Other nodes.
+    #[arg(long, default_value_t = 64)]
+    pub peers: usize,
+    /// Pods on other nodes.
+    #[arg(long, default_value_t = 1000)]
+    pub endpoints: usize,
+    /// Frames that a port rotates through, as a device does.
+    #[arg(long, default_value_t = 256)]
+    pub frames: usize,
+    /// In which order the flows' packets come.
+    #[arg(long, value_enum, default_value_t = Order::Random)]
+    pub order: Order,
+}
+
+impl Cluster {
+    /// The load with that many flows.
+    #[must_use]
+    pub fn load(&self, flows: usize) -> Load {
+        Load {
+            flows,
+            size: self.size,
+            order: self.order,
+            peers: self.peers,
+            endpoints: self.endpoints,
+            frames: self.frames,
+        }
+    }
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(size @ 64..=1518) => Ok(size),
+        _ => Err(format!("{text} is not within 64 and 1518 bytes")),
+    }
+}
+
+/// What to forward.
+#[derive(Debug, Clone, Parser)]
+pub struct Forward {
+    /// Scenario.
+    #[arg(value_parser = scenario)]
+    pub scenario: Scenario,
+    /// Flows.
+    #[arg(long, default_value_t = 1000)]
+    pub flows: usize,
+    /// The rest about the packets.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Vectors.
+    #[arg(long, default_value_t = 1000)]
+    pub vectors: usize,
+    /// Only through the ports.
+    #[arg(long)]
+    pub ports_alone: bool,
+}
+
+fn scenario(name: &str) -> Result<Scenario, String> {
+    Scenario::named(name).ok_or_else(|| format!("there is no scenario {name}"))
+}
+
+impl Forward {
+    /// Forwards; says how many packets that were.
+    ///
+    /// # Errors
+    /// [`PerfError`]
+    pub fn run(&self) -> Result<usize, PerfError> {
+        let load = self.cluster.load(self.flows);
+        if self.ports_alone {
+            return Ok(Ports::new(self.scenario, &load)?.carry(self.vectors));
+        }
+        let mut rig = Rig::new(self.scenario, &load, 1)?;
+        let workers = rig.bench.workers.iter_mut();
+        let packets = workers.map(|worker| forward(worker, self.vectors)).sum();
+        rig.check()?;
+        Ok(packets)
+    }
+}

@@ -1,0 +1,85 @@
+//! What can go wrong in a benchmark.
+
+use std::path::PathBuf;
+
+/// A benchmark could not be run, or its result is not to be trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum PerfError {
+    /// The node in memory could not be made.
+    #[error("cannot make the node: {0}")]
+    Node(#[source] std::io::Error),
+    /// The compiler refused the benchmark's own objects.
+    #[error("the tables refuse the scenario's objects: {0}")]
+    Refused(String),
+    /// A port could not be made.
+    #[error("cannot make a port: {0}")]
+    Port(#[from] overlane_dataplane::io::memory::ReplayError),
+    /// An option has a value that the benchmark cannot have.
+    #[error("{option}: {value} is not within {least} and {most}")]
+    Range {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: usize,
+        /// Least value that is possible.
+        least: usize,
+        /// Largest value that is possible.
+        most: usize,
+    },
+    /// Packets were dropped where all should have been forwarded: the scenario is broken.
+    #[error("{scenario}: {count} of {received} packets were not forwarded: {reasons}")]
+    Dropped {
+        /// The scenario.
+        scenario: String,
+        /// Packets that were not sent.
+        count: u64,
+        /// Packets received.
+        received: u64,
+        /// The counted reasons.
+        reasons: String,
+    },
+    /// Another program is needed.
+    #[error("{program} cannot be run ({source}); install it (Debian: apt install {program})")]
+    Missing {
+        /// Its name.
+        program: &'static str,
+        /// Why it did not start.
+        source: std::io::Error,
+    },
+    /// Another program failed.
+    #[error("{program} failed: {output}")]
+    Failed {
+        /// Its name.
+        program: &'static str,
+        /// What it wrote to its standard error.
+        output: String,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The output of another program is not what was expected.
+    #[error("{program}: no {what} in its output")]
+    Unreadable {
+        /// The program.
+        program: &'static str,
+        /// What was looked for.
+        what: String,
+    },
+    /// Something that must not happen for each packet does.
+    #[error("not steady: {0}")]
+    NotSteady(String),
+    /// A requirement of the tables is not met.
+    #[error("{0}")]
+    Missed(String),
+    /// A worker's thread ended before its time.
+    #[error("a worker's thread ended before its time")]
+    Thread,
+    /// A clock of the system cannot be read.
+    #[error("cannot read the clock: {0}")]
+    Clock(#[source] nix::Error),
+}

@@ -1,0 +1,168 @@
+//! `overlane-perf`: benchmarks of Overlane's dataplane.
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use overlane_perf::child::{Cluster, Forward};
+use overlane_perf::error::PerfError;
+use overlane_perf::pipeline::{self, Plan};
+use overlane_perf::scenario::Scenario;
+use overlane_perf::{steady, tables};
+use serde::Serialize;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+/// Counts allocations, for `steady`.
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+
+/// Benchmarks of Overlane's dataplane.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct Output {
+    /// How to write the result.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What a packet costs from port to port, in memory.
+    Pipeline {
+        /// Scenarios, separated by commas; or all.
+        #[arg(long, value_delimiter = ',', default_value = "all")]
+        scenario: Vec<String>,
+        /// Numbers of flows, separated by commas.
+        #[arg(long, value_delimiter = ',', default_value = "1000")]
+        flows: Vec<usize>,
+        #[command(flatten)]
+        cluster: Cluster,
+        /// Workers, each with packets of its own.
+        #[arg(long, default_value_t = 1)]
+        workers: usize,
+        /// How long each measurement takes.
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+        /// Count instructions too (needs valgrind).
+        #[arg(long)]
+        instructions: bool,
+        /// Count them by stage too (needs valgrind).
+        #[arg(long)]
+        stages: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What the tables cost with a large cluster in them.
+    Tables {
+        /// Other nodes.
+        #[arg(long, default_value_t = 10_000)]
+        peers: usize,
+        /// Pods on other nodes.
+        #[arg(long, default_value_t = 500_000)]
+        endpoints: usize,
+        /// Endpoints that are added one by one.
+        #[arg(long, default_value_t = 1000)]
+        adds: usize,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Shows what a worker does besides moving packets (needs valgrind, objdump and strace).
+    Steady {
+        /// Scenarios, separated by commas; or all.
+        #[arg(long, value_delimiter = ',', default_value = "all")]
+        scenario: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Forwards a number of vectors and writes how many packets that were: what runs under other
+    /// programs' eyes.
+    #[command(hide = true)]
+    Forward(Forward),
+}
+
+fn scenarios(names: &[String]) -> Result<Vec<Scenario>, ExitCode> {
+    let mut scenarios = Vec::new();
+    for name in names {
+        if name == "all" {
+            scenarios.extend(Scenario::ALL);
+        } else if let Some(scenario) = Scenario::named(name) {
+            scenarios.push(scenario);
+        } else {
+            let names: Vec<_> = Scenario::ALL.iter().map(|scenario| scenario.name).collect();
+            eprintln!("overlane-perf: no scenario {name}; there are: all, {}", names.join(", "));
+            return Err(ExitCode::from(2));
+        }
+    }
+    Ok(scenarios)
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            eprintln!("overlane-perf: {error}");
+            ExitCode::FAILURE
+        }
+        Err(usage) => usage,
+    }
+}
+
+/// The inner result is the command's, the outer one says that its arguments are wrong.
+fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
+    Ok(match command {
+        Command::Pipeline {
+            scenario,
+            flows,
+            cluster,
+            workers,
+            seconds,
+            instructions,
+            stages,
+            output,
+        } => {
+            let scenarios = scenarios(&scenario)?;
+            let load = cluster.load(0);
+            let plan = Plan { scenarios, flows, load, workers, seconds, instructions, stages };
+            pipeline::run(&plan).map(|report| show(&report, &report.table(), &output))
+        }
+        Command::Tables { peers, endpoints, adds, output } => tables::run(peers, endpoints, adds)
+            .map(|report| show(&report, &report.table(), &output)),
+        Command::Steady { scenario, output } => {
+            let scenarios = scenarios(&scenario)?;
+            steady::run(&scenarios, ALLOCATOR).map(|report| {
+                show(&report, &report.table(), &output);
+                if report.is_steady() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            })
+        }
+        Command::Forward(forward) => forward.run().map(|packets| {
+            println!("{packets}");
+            ExitCode::SUCCESS
+        }),
+    })
+}
+
+fn show(report: &impl Serialize, table: &str, output: &Output) -> ExitCode {
+    match output.output {
+        Format::Table => println!("{table}"),
+        Format::Json => match serde_json::to_string_pretty(report) {
+            Ok(text) => println!("{text}"),
+            Err(error) => {
+                eprintln!("overlane-perf: cannot write the result as JSON: {error}");
+                return ExitCode::FAILURE;
+            }
+        },
+    }
+    ExitCode::SUCCESS
+}

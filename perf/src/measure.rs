@@ -1,0 +1,209 @@
+//! Rounds of forwarding, and rounds of the ports alone, one after the other.
+
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use nix::time::{ClockId, clock_gettime};
+use overlane_dataplane::io::memory::ReplayPort;
+use overlane_dataplane::io::{Port, VECTOR};
+use overlane_dataplane::packet::frame::Frame;
+use overlane_dataplane::packet::pool::{FramePool, UmemId};
+use overlane_dataplane::testing::Bench;
+use overlane_dataplane::worker::Worker;
+use serde::Serialize;
+
+use crate::error::PerfError;
+use crate::rig::{Flows, Rig, silent_port};
+use crate::scenario::{Load, Scenario};
+use crate::topology::Topology;
+
+/// Vectors of one round: long against the clock's resolution, short against the time slices of
+/// what else runs here.
+pub const ROUND: usize = 2000;
+
+/// Median and range, nanoseconds a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The median round.
+    pub median: f64,
+    /// The quickest round.
+    pub least: f64,
+    /// The slowest round.
+    pub most: f64,
+}
+
+impl Spread {
+    /// Of values that are not empty.
+    #[must_use]
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        Self {
+            median: at(values.len() / 2),
+            least: at(0),
+            most: at(values.len().saturating_sub(1)),
+        }
+    }
+}
+
+/// Forwards `vectors` vectors; says how many packets that were. Callgrind counts what is below.
+#[inline(never)]
+pub fn forward(worker: &mut Worker<ReplayPort>, vectors: usize) -> usize {
+    (0..vectors).map(|_| worker.poll()).sum()
+}
+
+/// The ports alone: what is received is sent.
+#[derive(Debug)]
+pub struct Ports {
+    input: ReplayPort,
+    output: ReplayPort,
+    pool: FramePool,
+    vector: ArrayVec<Frame, VECTOR>,
+}
+
+impl Ports {
+    /// Ports that carry what worker 0 of `scenario` receives.
+    ///
+    /// # Errors
+    /// [`PerfError`]
+    pub fn new(scenario: Scenario, load: &Load) -> Result<Self, PerfError> {
+        let topology = Topology::new(load.peers, load.endpoints)?;
+        let depot = overlane_dataplane::io::memory::MemoryUmem::new(UmemId(0), load.frames + 512);
+        let mut pool = FramePool::new(depot, 256);
+        let mut input = Flows::new(scenario, load, topology, 0).port(load)?;
+        input.recycle(&mut pool);
+        Ok(Self { input, output: silent_port()?, pool, vector: ArrayVec::new() })
+    }
+
+    /// Carries `vectors` vectors; says how many packets that were. Callgrind counts this.
+    #[inline(never)]
+    pub fn carry(&mut self, vectors: usize) -> usize {
+        let mut carried = 0;
+        for _ in 0..vectors {
+            carried += self.input.receive(&mut self.vector);
+            for frame in self.vector.drain(..) {
+                if let Err(frame) = self.output.send(frame) {
+                    self.pool.give(frame);
+                }
+            }
+            self.output.flush();
+            self.output.recycle(&mut self.pool);
+            self.input.recycle(&mut self.pool);
+        }
+        carried
+    }
+}
+
+/// What packets cost.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Cost {
+    /// From port to port, the ports included.
+    pub total_ns: Spread,
+    /// Of that, the ports of memory alone.
+    pub ports_ns: Spread,
+    /// Packets in all rounds of all workers.
+    pub packets: u64,
+    /// Of all workers together, ports included, millions a second.
+    pub mpps: f64,
+}
+
+impl Cost {
+    /// Total less ports, medians: an estimate of the pipeline's share, as a processor overlaps
+    /// the two.
+    #[must_use]
+    pub fn pipeline_ns(&self) -> f64 {
+        self.total_ns.median - self.ports_ns.median
+    }
+}
+
+/// CPU time of this thread: what others do on this core is not in it.
+///
+/// # Errors
+/// [`PerfError::Clock`]
+pub fn thread_time() -> Result<Duration, PerfError> {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_err(PerfError::Clock)?;
+    Ok(Duration::from(time))
+}
+
+/// Nanoseconds a packet of one round, and its packets.
+fn round(work: impl FnOnce() -> usize) -> Result<(f64, usize), PerfError> {
+    let before = thread_time()?;
+    let packets = work();
+    let spent = thread_time()? - before;
+    Ok((spent.as_nanos() as f64 / packets.max(1) as f64, packets))
+}
+
+/// Measures `scenario` for about `seconds`.
+///
+/// # Errors
+/// [`PerfError`]
+pub fn measure(
+    scenario: Scenario,
+    load: &Load,
+    workers: usize,
+    seconds: f64,
+) -> Result<Cost, PerfError> {
+    let mut rig = Rig::new(scenario, load, workers)?;
+    let mut costs = Vec::new();
+    let Bench { workers: all, .. } = &mut rig.bench;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = all
+            .iter_mut()
+            .enumerate()
+            .map(|(number, worker)| {
+                scope.spawn(move || rounds(scenario, load, worker, number, seconds))
+            })
+            .collect();
+        for thread in threads {
+            costs.push(thread.join().map_err(|_| PerfError::Thread)??);
+        }
+        Ok::<(), PerfError>(())
+    })?;
+    rig.check()?;
+    let total = costs.iter().flat_map(|rounds| rounds.total.iter().copied()).collect();
+    let ports = costs.iter().flat_map(|rounds| rounds.ports.iter().copied()).collect();
+    let mpps = costs.iter().map(|rounds| 1e3 / Spread::of(rounds.total.clone()).median).sum();
+    Ok(Cost {
+        total_ns: Spread::of(total),
+        ports_ns: Spread::of(ports),
+        packets: costs.iter().map(|rounds| rounds.packets).sum(),
+        mpps,
+    })
+}
+
+#[derive(Debug, Default)]
+struct Rounds {
+    total: Vec<f64>,
+    ports: Vec<f64>,
+    packets: u64,
+}
+
+/// Rounds of one worker, on one core when there are several.
+fn rounds(
+    scenario: Scenario,
+    load: &Load,
+    worker: &mut Worker<ReplayPort>,
+    number: usize,
+    seconds: f64,
+) -> Result<Rounds, PerfError> {
+    if let Some(core) = core_affinity::get_core_ids()
+        && !core.is_empty()
+    {
+        // From the last core on: the first has the most interrupts.
+        core_affinity::set_for_current(core[core.len() - 1 - number % core.len()]);
+    }
+    let mut ports = Ports::new(scenario, load)?;
+    let mut rounds = Rounds::default();
+    // Every flow and every frame once at least.
+    let warm = load.flows.div_ceil(VECTOR).max(ROUND);
+    forward(worker, warm);
+    ports.carry(warm);
+    let start = std::time::Instant::now();
+    while start.elapsed().as_secs_f64() < seconds || rounds.total.len() < 5 {
+        let (ns, packets) = round(|| forward(worker, ROUND))?;
+        rounds.total.push(ns);
+        rounds.packets += packets as u64;
+        rounds.ports.push(round(|| ports.carry(ROUND))?.0);
+    }
+    Ok(rounds)
+}

@@ -1,0 +1,290 @@
+//! A node in memory with the cluster of a scenario, whose packets come from templates.
+
+use std::net::IpAddr;
+
+use overlane_api::{Change, Mode, Node, Object, Underlay, WorkerId};
+use overlane_dataplane::io::memory::ReplayPort;
+use overlane_dataplane::packet::meta::Origin;
+use overlane_dataplane::packet::pool::UmemId;
+use overlane_dataplane::packet::verdict::PortId;
+use overlane_dataplane::tables::compile::{Binding, Effect};
+use overlane_dataplane::tables::node::UplinkBinding;
+use overlane_dataplane::tables::peers::Adjacency;
+use overlane_dataplane::testing::{Bench, node, objects};
+use overlane_dataplane::worker::Worker;
+
+use crate::error::PerfError;
+use crate::frames::{Datagram, tunnel};
+use crate::scenario::{Load, Order, Scenario, Way};
+use crate::topology::Topology;
+
+/// Flows up to which each flow has one template, small enough to stay in the cache. Of more flows
+/// the packets lie in memory in the order in which they come, so that what the caches miss is the
+/// pipeline's doing and not the port's.
+const FEW_FLOWS: usize = 4096;
+
+/// Packets until the order of few flows comes again.
+const ORDER: usize = 16_384;
+
+/// Most flows: their packets lie in memory.
+const MAX_FLOWS: usize = 16 << 20;
+
+/// Most workers.
+const MAX_WORKERS: usize = 32;
+
+/// A worker's frames besides those of its receiving port: in flight and in its pool.
+const SPARE_FRAMES: usize = 512;
+
+/// A node in memory.
+#[derive(Debug)]
+pub struct Rig {
+    /// The node.
+    pub bench: Bench<ReplayPort>,
+    /// The port that receives, per worker.
+    pub inputs: Vec<PortId>,
+    scenario: Scenario,
+}
+
+impl Rig {
+    /// A node of `workers` workers, each with an uplink port and two pods. Of the three ports one
+    /// receives.
+    ///
+    /// # Errors
+    /// [`PerfError`]
+    pub fn new(scenario: Scenario, load: &Load, workers: usize) -> Result<Self, PerfError> {
+        if !(1..=MAX_WORKERS).contains(&workers) {
+            let (option, most) = ("--workers", MAX_WORKERS);
+            return Err(PerfError::Range { option, value: workers, least: 1, most });
+        }
+        if !(1..=MAX_FLOWS).contains(&load.flows) {
+            let (option, most) = ("--flows", MAX_FLOWS);
+            return Err(PerfError::Range { option, value: load.flows, least: 1, most });
+        }
+        let topology = Topology::new(load.peers, load.endpoints)?;
+        let chunks = workers * (load.frames + SPARE_FRAMES);
+        let bench = Bench::new(workers, chunks).map_err(PerfError::Node)?;
+        let mut rig = Self { bench, inputs: Vec::new(), scenario };
+        let mut uplinks = Vec::new();
+        let mut pods = Vec::new();
+        for number in 0..workers {
+            let worker = WorkerId(number as u8);
+            let flows = Flows::new(scenario, load, topology, number);
+            let replay = flows.port(load)?;
+            let [uplink, first, second] = [(); 3].map(|()| rig.bench.new_port_id());
+            let (input, way) = match scenario.way {
+                Way::In => (uplink, Origin::Uplink),
+                Way::Out | Way::Local => (first, Origin::Endpoint),
+            };
+            for (id, origin) in
+                [(uplink, Origin::Uplink), (second, Origin::Endpoint), (first, Origin::Endpoint)]
+            {
+                if id != input {
+                    rig.bench.add_port(worker, id, origin, silent_port()?);
+                }
+            }
+            rig.bench.add_port(worker, input, way, replay);
+            rig.inputs.push(input);
+            uplinks.push((worker, uplink));
+            pods.push((worker, [first, second]));
+        }
+        let uplink = UplinkBinding { mac: node::UPLINK_MAC, ports: uplinks };
+        rig.bench.compiler.bind_uplink(uplink);
+        rig.load(topology, &pods)?;
+        Ok(rig)
+    }
+
+    fn load(
+        &mut self,
+        topology: Topology,
+        pods: &[(WorkerId, [PortId; 2])],
+    ) -> Result<(), PerfError> {
+        let mode = self.scenario.mode;
+        let this = this_node(self.scenario);
+        let mtu = this.pod_mtu;
+        self.apply([Change::Set(Object::Node(this))])?;
+        self.apply(topology.peer_changes(mode))?;
+        self.apply(topology.endpoint_changes())?;
+        for (worker, ports) in pods {
+            for (number, port) in ports.iter().enumerate() {
+                let pod = worker.0 * 2 + number as u8;
+                let object = objects::local_pod(pod, worker.0);
+                let name = object.name.clone();
+                self.apply([Change::Set(Object::Endpoint(object))])?;
+                let mac = objects::pod_mac(0, pod);
+                let binding = Binding { port: *port, queues: 1, worker: *worker, mac, mtu };
+                self.bench.compiler.bind_endpoint(&name, Some(binding));
+            }
+        }
+        self.bench.publish();
+        Ok(())
+    }
+
+    /// Applies changes, knows the next hop of new peers.
+    ///
+    /// # Errors
+    /// [`PerfError::Refused`]
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Result<(), PerfError> {
+        let effects = self
+            .bench
+            .compiler
+            .apply(changes.into_iter().collect())
+            .map_err(|error| PerfError::Refused(error.to_string()))?;
+        let adjacency = Adjacency { source: node::UPLINK_MAC, destination: node::NEXT_HOP_MAC };
+        for effect in effects {
+            if let Effect::PeerSet(name) = effect {
+                self.bench.compiler.set_adjacency(&name, Some(adjacency));
+            }
+        }
+        Ok(())
+    }
+
+    /// Does every packet leave that came in? To be asked after a run.
+    ///
+    /// # Errors
+    /// [`PerfError::Dropped`]
+    pub fn check(&self) -> Result<(), PerfError> {
+        for worker in &self.bench.workers {
+            check_worker(self.scenario, worker)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_worker(scenario: Scenario, worker: &Worker<ReplayPort>) -> Result<(), PerfError> {
+    let counters = worker.counters();
+    if counters.sent == counters.received && counters.sent > 0 {
+        return Ok(());
+    }
+    let reasons = overlane_dataplane::packet::drop::DropReason::ALL
+        .iter()
+        .map(|reason| (reason.name(), counters.dropped[*reason as usize]))
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect::<Vec<_>>();
+    Err(PerfError::Dropped {
+        scenario: scenario.name.into(),
+        count: counters.received - counters.sent,
+        received: counters.received,
+        reasons: reasons.join(", "),
+    })
+}
+
+/// This node as `scenario` wants it.
+#[must_use]
+pub fn this_node(scenario: Scenario) -> Node {
+    objects::node(scenario.mode, scenario.family)
+}
+
+/// A port on which nothing arrives.
+///
+/// # Errors
+/// Never, with these arguments.
+pub fn silent_port() -> Result<ReplayPort, PerfError> {
+    let mut port = ReplayPort::new(UmemId(0), vec![vec![0; 60]], vec![0], 0, 0)?;
+    port.stop_after(0);
+    Ok(port)
+}
+
+/// The packets that arrive at one worker.
+#[derive(Debug)]
+pub struct Flows {
+    scenario: Scenario,
+    topology: Topology,
+    size: usize,
+    order: Order,
+    /// Per flow: a number that its pods and ports are derived from.
+    seeds: Vec<u32>,
+    worker: usize,
+    random: fastrand::Rng,
+}
+
+impl Flows {
+    /// The flows of worker number `worker`: the same in every run.
+    #[must_use]
+    pub fn new(scenario: Scenario, load: &Load, topology: Topology, worker: usize) -> Self {
+        let mut random = fastrand::Rng::with_seed(0x0e11_a4e0 + worker as u64);
+        let seeds = (0..load.flows.max(1)).map(|_| random.u32(..)).collect();
+        let (size, order) = (load.size, load.order);
+        Self { scenario, topology, size, order, seeds, worker, random }
+    }
+
+    /// A port that receives them.
+    ///
+    /// # Errors
+    /// [`PerfError::Port`]
+    pub fn port(mut self, load: &Load) -> Result<ReplayPort, PerfError> {
+        let count = self.seeds.len();
+        let few = count <= FEW_FLOWS;
+        let draws = if few { ORDER } else { count };
+        let drawn: Vec<u32> = (0..draws).map(|_| self.draw()).collect();
+        let (templates, order): (Vec<_>, Vec<_>) = if few {
+            ((0..count).map(|flow| self.frame(flow)).collect(), drawn)
+        } else {
+            let frames = drawn.iter().map(|flow| self.frame(*flow as usize)).collect();
+            (frames, (0..draws as u32).collect())
+        };
+        let copied = templates.iter().map(Vec::len).max().unwrap_or(0);
+        Ok(ReplayPort::new(UmemId(0), templates, order, load.frames, copied)?)
+    }
+
+    /// A flow's number, at random.
+    fn draw(&mut self) -> u32 {
+        let flows = self.seeds.len();
+        match self.order {
+            Order::Random => self.random.u32(..flows as u32),
+            // Exponent 1, by inversion of the continuous distribution.
+            Order::Zipf => {
+                let rank = (flows as f64 + 1.0).powf(self.random.f64()) as usize;
+                rank.clamp(1, flows) as u32 - 1
+            }
+        }
+    }
+
+    /// A packet of a flow as it arrives.
+    fn frame(&self, flow: usize) -> Vec<u8> {
+        let mut own = fastrand::Rng::with_seed((u64::from(self.seeds[flow]) << 20) + flow as u64);
+        let endpoint = own.usize(..self.topology.endpoints);
+        let family = self.scenario.family;
+        let remote = self.topology.endpoint_address(endpoint, family);
+        let [here, there] = [0, 1].map(|n| (self.worker * 2 + n) as u8);
+        let address = |pod| of_family(objects::pod_addresses(0, pod), family);
+        let gateway = objects::gateway_mac(0);
+        let peer = endpoint % self.topology.peers;
+        let peer_mac = Topology::peer(peer, Mode::Geneve).gateway_mac;
+        let (macs, addresses) = match self.scenario.way {
+            Way::Out => ((objects::pod_mac(0, here), gateway), (address(here), remote)),
+            Way::Local => ((objects::pod_mac(0, here), gateway), (address(here), address(there))),
+            Way::In if self.scenario.mode.is_tunnel() => {
+                ((peer_mac, gateway), (remote, address(here)))
+            }
+            Way::In => ((node::NEXT_HOP_MAC, node::UPLINK_MAC), (remote, address(here))),
+        };
+        let ports = (own.u16(1024..), own.u16(1..));
+        let inner = Datagram { macs, addresses, ports, checksum: true }.frame_of(self.size);
+        if self.scenario.way != Way::In || !self.scenario.mode.is_tunnel() {
+            return inner;
+        }
+        let this = this_node(self.scenario);
+        let port = match self.scenario.mode {
+            Mode::Vxlan => this.encap.vxlan_port,
+            _ => this.encap.geneve_port,
+        };
+        let outer = Datagram {
+            macs: (node::NEXT_HOP_MAC, node::UPLINK_MAC),
+            addresses: (
+                Topology::peer_address(peer, family),
+                of_family(objects::node_addresses(0), family),
+            ),
+            ports: (own.u16(49152..), port),
+            checksum: false,
+        };
+        tunnel(self.scenario.mode, family, this.encap.vni, outer, &inner)
+    }
+}
+
+/// The address of that family; both have one.
+fn of_family(addresses: Vec<IpAddr>, family: Underlay) -> IpAddr {
+    let is_v4 = family == Underlay::Ipv4;
+    let own = addresses.iter().find(|address| address.is_ipv4() == is_v4);
+    own.or(addresses.first()).copied().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+}

@@ -1,0 +1,109 @@
+//! What is measured: which way packets go, in which tunnel, over which family.
+
+use overlane_api::{Mode, Underlay};
+use serde::Serialize;
+
+/// Which way packets go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From a pod here to pods of other nodes.
+    Out,
+    /// From pods of other nodes to a pod here.
+    In,
+    /// From a pod here to another pod here.
+    Local,
+}
+
+/// One path through the pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scenario {
+    /// Name on the command line.
+    pub name: &'static str,
+    /// How packets travel between nodes.
+    pub mode: Mode,
+    /// Family of the outer header, and of the inner one too.
+    pub family: Underlay,
+    /// Which way.
+    pub way: Way,
+}
+
+impl Scenario {
+    const fn new(name: &'static str, mode: Mode, family: Underlay, way: Way) -> Self {
+        Self { name, mode, family, way }
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::new("geneve-encap", Mode::Geneve, Underlay::Ipv4, Way::Out),
+        Self::new("geneve-decap", Mode::Geneve, Underlay::Ipv4, Way::In),
+        Self::new("vxlan-encap", Mode::Vxlan, Underlay::Ipv4, Way::Out),
+        Self::new("vxlan-decap", Mode::Vxlan, Underlay::Ipv4, Way::In),
+        Self::new("native-out", Mode::Native, Underlay::Ipv4, Way::Out),
+        Self::new("native-in", Mode::Native, Underlay::Ipv4, Way::In),
+        Self::new("local", Mode::Geneve, Underlay::Ipv4, Way::Local),
+        Self::new("geneve6-encap", Mode::Geneve, Underlay::Ipv6, Way::Out),
+        Self::new("geneve6-decap", Mode::Geneve, Underlay::Ipv6, Way::In),
+        Self::new("vxlan6-encap", Mode::Vxlan, Underlay::Ipv6, Way::Out),
+        Self::new("vxlan6-decap", Mode::Vxlan, Underlay::Ipv6, Way::In),
+        Self::new("native6-out", Mode::Native, Underlay::Ipv6, Way::Out),
+        Self::new("native6-in", Mode::Native, Underlay::Ipv6, Way::In),
+        Self::new("local6", Mode::Geneve, Underlay::Ipv6, Way::Local),
+    ];
+
+    /// The scenario of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scenario| scenario.name == name)
+    }
+
+    /// What a packet may cost, nanoseconds, where that is laid down.
+    #[must_use]
+    pub fn target_ns(&self) -> Option<f64> {
+        match (self.mode.is_tunnel(), self.family, self.way) {
+            (true, Underlay::Ipv4, Way::Out) => Some(26.0),
+            (true, Underlay::Ipv4, Way::In) => Some(30.0),
+            _ => None,
+        }
+    }
+}
+
+/// In which order the flows' packets come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Every flow as often as any other, at random.
+    Random,
+    /// A few flows have most of the packets (exponent 1), at random.
+    Zipf,
+}
+
+/// What of a scenario can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Flows: inner addresses and ports.
+    pub flows: usize,
+    /// Bytes of the frame on the wire, its check sequence of 4 bytes included; for a packet in a
+    /// tunnel, of the inner frame.
+    pub size: usize,
+    /// In which order.
+    pub order: Order,
+    /// Other nodes.
+    pub peers: usize,
+    /// Pods on other nodes.
+    pub endpoints: usize,
+    /// Frames that a port rotates through.
+    pub frames: usize,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            flows: 1000,
+            size: 64,
+            order: Order::Random,
+            peers: 64,
+            endpoints: 1000,
+            frames: 256,
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A cluster of any size, as objects. This node is node a of the dataplane's tests.
+//!
+//! ```text
+//! peer p      172.16.0.0 + p   fd00:20::p    pods 10.64.0.0 + p/24, fd20:p:p::/64
+//! endpoint e  on peer e % peers, its pod number 10 + e / peers
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use overlane_api::{Attachment, Change, Endpoint, MacAddr, Mode, Object, Peer, Underlay};
+
+use crate::error::PerfError;
+
+/// Other nodes and the pods on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Topology {
+    /// Other nodes.
+    pub peers: usize,
+    /// Pods on them.
+    pub endpoints: usize,
+}
+
+impl Topology {
+    /// Most peers: their pod ranges must not reach this node's.
+    pub const MAX_PEERS: usize = 40_000;
+    /// Most endpoints of a peer.
+    pub const MAX_PER_PEER: usize = 240;
+
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// [`PerfError::Range`]
+    pub fn new(peers: usize, endpoints: usize) -> Result<Self, PerfError> {
+        let check = |option, value, most| {
+            if (1..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(PerfError::Range { option, value, least: 1, most })
+            }
+        };
+        check("--peers", peers, Self::MAX_PEERS)?;
+        check("--endpoints", endpoints, peers * Self::MAX_PER_PEER)?;
+        Ok(Self { peers, endpoints })
+    }
+
+    /// Underlay address of a peer.
+    #[must_use]
+    pub fn peer_address(peer: usize, family: Underlay) -> IpAddr {
+        let number = peer as u32;
+        match family {
+            Underlay::Ipv4 => Ipv4Addr::from_bits(0xac10_0000 + number).into(),
+            Underlay::Ipv6 => {
+                Ipv6Addr::from_bits((0xfd00_0020 << 96) + u128::from(number) + 1).into()
+            }
+        }
+    }
+
+    fn pod_network(peer: usize, family: Underlay) -> IpAddr {
+        let number = peer as u32;
+        match family {
+            Underlay::Ipv4 => Ipv4Addr::from_bits(0x0a40_0000 + (number << 8)).into(),
+            Underlay::Ipv6 => {
+                Ipv6Addr::from_bits((0xfd20 << 112) | (u128::from(number) << 64)).into()
+            }
+        }
+    }
+
+    /// Address of an endpoint.
+    #[must_use]
+    pub fn endpoint_address(&self, endpoint: usize, family: Underlay) -> IpAddr {
+        let pod = (endpoint / self.peers) as u32 + 10;
+        match Self::pod_network(endpoint % self.peers, family) {
+            IpAddr::V4(net) => Ipv4Addr::from_bits(net.to_bits() + pod).into(),
+            IpAddr::V6(net) => Ipv6Addr::from_bits(net.to_bits() + u128::from(pod)).into(),
+        }
+    }
+
+    /// Name of a peer.
+    #[must_use]
+    pub fn peer_name(peer: usize) -> String {
+        format!("peer-{peer}")
+    }
+
+    /// A peer.
+    #[must_use]
+    pub fn peer(peer: usize, mode: Mode) -> Peer {
+        let number = (peer as u32).to_be_bytes();
+        let net = |family, len| {
+            let address = Self::pod_network(peer, family);
+            match address {
+                IpAddr::V4(v4) => IpNet::V4(Ipv4Net::new_assert(v4, len)),
+                IpAddr::V6(v6) => IpNet::V6(Ipv6Net::new_assert(v6, len)),
+            }
+        };
+        Peer {
+            name: Self::peer_name(peer),
+            addresses: [Underlay::Ipv4, Underlay::Ipv6]
+                .map(|family| Self::peer_address(peer, family))
+                .to_vec(),
+            pod_cidrs: vec![net(Underlay::Ipv4, 24), net(Underlay::Ipv6, 64)],
+            mode,
+            gateway_mac: MacAddr([2, 0x4f, number[0], number[1], number[2], number[3]]),
+        }
+    }
+
+    /// An endpoint, with an address of each family.
+    #[must_use]
+    pub fn endpoint(&self, endpoint: usize) -> Endpoint {
+        Endpoint {
+            name: format!("load/pod-{endpoint}"),
+            addresses: [Underlay::Ipv4, Underlay::Ipv6]
+                .map(|family| self.endpoint_address(endpoint, family))
+                .to_vec(),
+            attachment: Attachment::Remote { peer: Self::peer_name(endpoint % self.peers) },
+        }
+    }
+
+    /// Changes that add all peers.
+    pub fn peer_changes(&self, mode: Mode) -> impl Iterator<Item = Change> {
+        (0..self.peers).map(move |peer| Change::Set(Object::Peer(Self::peer(peer, mode))))
+    }
+
+    /// Changes that add all endpoints.
+    pub fn endpoint_changes(self) -> impl Iterator<Item = Change> {
+        (0..self.endpoints)
+            .map(move |endpoint| Change::Set(Object::Endpoint(self.endpoint(endpoint))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_inside_of_their_peers_range_and_differ() {
+        let topology = Topology::new(1000, 50_000).unwrap();
+        let mut seen = std::collections::HashSet::new();
+        for endpoint in 0..topology.endpoints {
+            let pod = topology.endpoint(endpoint);
+            let peer = Topology::peer(endpoint % topology.peers, Mode::Geneve);
+            for (address, range) in pod.addresses.iter().zip(&peer.pod_cidrs) {
+                assert!(range.contains(address), "{address} in {range}");
+                assert!(seen.insert(*address));
+            }
+        }
+        assert!(Topology::new(0, 1).is_err());
+        assert!(Topology::new(2, 481).is_err());
+    }
+}
