@@ -28,7 +28,7 @@ no_kernel_complaints() {
 patient_ready() {
   local node
   for node in "$@"; do
-    wait_until 180 node_ready "$node" || { show_state; die "node $node is not ready after 180 s"; }
+    wait_until 300 node_ready "$node" || { show_state; die "node $node is not ready after 300 s"; }
   done
 }
 
