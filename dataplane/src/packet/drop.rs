@@ -134,8 +134,6 @@ drop_reasons! {
         "Raise --memory-budget-mb, or lower --max-endpoints.";
     HoldFull "hold_full" "Too many packets already wait for a next hop."
         "See neighbor_unresolved.";
-    IcmpRateLimited "icmp_rate_limited" "An ICMP error was due, but its rate is limited."
-        "None, unless it grows fast: then look for what provokes them.";
 }
 
 #[cfg(test)]

@@ -166,9 +166,13 @@ impl Cluster {
 
     /// What becomes of a packet that arrives on the uplink as it is.
     fn from_underlay(&self, sent: &Packet) -> Fate {
-        match self.owner(sent.destination) {
-            Some(owner @ Owner::Pod(_)) => self.forward(sent, owner),
-            _ => Fate::Host,
+        let Some(owner @ Owner::Pod(_)) = self.owner(sent.destination) else { return Fate::Host };
+        match self.owner(sent.source) {
+            Some(Owner::Pod(_) | Owner::Host | Owner::Gateway) => Fate::Dropped("spoofed_source"),
+            Some(Owner::Peer(peer)) if self.mode(peer).is_some_and(Mode::is_tunnel) => {
+                Fate::Dropped("tunnel_mode_mismatch")
+            }
+            _ => self.forward(sent, owner),
         }
     }
 }

@@ -117,7 +117,8 @@ fn outer_v6(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
         }
     }
     if upper.protocol == protocol::ICMPV6 {
-        path_mtu::from_icmpv6(payload, cx);
+        let pseudo = peek::pseudo_v6(bytes, protocol::ICMPV6, payload.len());
+        path_mtu::from_icmpv6(payload, pseudo, cx);
     }
     Err(cx.tables.node.host_verdict())
 }

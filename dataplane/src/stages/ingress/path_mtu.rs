@@ -40,10 +40,10 @@ pub(crate) fn from_icmpv4(message: &[u8], cx: &mut Context<'_>) {
     }
 }
 
-/// The same over IPv6: packet too big.
-pub(crate) fn from_icmpv6(message: &[u8], cx: &mut Context<'_>) {
+/// The same over IPv6: packet too big. `pseudo` is the sum of the message's pseudo-header.
+pub(crate) fn from_icmpv6(message: &[u8], pseudo: u64, cx: &mut Context<'_>) {
     let Ok(icmp) = Icmpv6::parse(message) else { return };
-    if icmp.message_type() != icmpv6::PACKET_TOO_BIG {
+    if icmp.message_type() != icmpv6::PACKET_TOO_BIG || !icmp.verify_checksum(pseudo) {
         return;
     }
     let Ok(quoted) = Ipv6::parse_quoted(icmp.payload()) else { return };

@@ -1,4 +1,5 @@
-//! Does the packet from the tunnel carry a source that belongs to the peer that sent it?
+//! Does the packet from the tunnel carry a source that belongs to the peer that sent it? And does
+//! a plain packet from the underlay carry one that can come that way?
 
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
@@ -9,24 +10,58 @@ use crate::stages::Context;
 use crate::tables::Snapshot;
 use crate::wire::{ethernet, peek};
 
-/// Checks the undecided packets that came out of a tunnel.
+/// Checks the undecided packets of a vector from the uplink.
 #[inline(never)]
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     for (frame, meta) in vector.packets() {
-        if meta.is_pending() && meta.origin == Origin::Tunnel && !belongs(frame, meta, cx.tables) {
-            meta.verdict = Verdict::Drop(DropReason::InnerSpoofedSource);
+        if !meta.is_pending() {
+            continue;
+        }
+        if meta.origin == Origin::Tunnel {
+            if !belongs(frame, meta, cx.tables) {
+                meta.verdict = Verdict::Drop(DropReason::InnerSpoofedSource);
+            }
+        } else if let Err(reason) = plain(frame, meta, cx.tables) {
+            meta.verdict = Verdict::Drop(reason);
         }
     }
+}
+
+/// What has the packet's source.
+#[inline(always)]
+fn source(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Target {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let route = match meta.kind {
+        Kind::Ipv4 => tables.routes.v4.get(peek::source_v4(ip)),
+        _ => tables.routes.v6.get(peek::source_v6(ip)),
+    };
+    route.target()
 }
 
 /// A peer may send from its pod ranges, its pods' addresses and its own addresses: all that is
 /// routed to it.
 #[inline(always)]
 fn belongs(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
-    let Some(ip) = frame.bytes().get(ethernet::HEADER_LEN..) else { return false };
-    let route = match meta.kind {
-        Kind::Ipv4 => tables.routes.v4.get(peek::source_v4(ip)),
-        _ => tables.routes.v6.get(peek::source_v6(ip)),
+    matches!(source(frame, meta, tables), Target::Peer(index) if index + 1 == meta.peer)
+}
+
+/// To a pod of ours, nobody out there sends from an address of this node's, and what a peer sends
+/// through a tunnel does not come without one. The rest is the host's to judge.
+#[cold]
+fn plain(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Result<(), DropReason> {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let destination = match meta.kind {
+        Kind::Ipv4 => tables.routes.v4.get(peek::destination_v4(ip)),
+        _ => tables.routes.v6.get(peek::destination_v6(ip)),
     };
-    matches!(route.target(), Target::Peer(index) if index + 1 == meta.peer)
+    if !matches!(destination.target(), Target::Endpoint(_)) {
+        return Ok(());
+    }
+    match source(frame, meta, tables) {
+        Target::Endpoint(_) | Target::Host | Target::Gateway => Err(DropReason::SpoofedSource),
+        Target::Peer(index) if tables.peers.get(index).is_some_and(|p| p.accepts.is_some()) => {
+            Err(DropReason::TunnelModeMismatch)
+        }
+        _ => Ok(()),
+    }
 }

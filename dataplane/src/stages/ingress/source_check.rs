@@ -59,7 +59,7 @@ fn check(
     let ip = ethernet.payload();
     let own = match meta.kind {
         Kind::Ipv4 => endpoint.v4 != 0 && peek::source_v4(ip) == endpoint.v4,
-        _ => is_own_v6(peek::source_v6(ip), peek::destination_v6(ip), endpoint.v6),
+        _ => is_own_v6(peek::source_v6(ip), ip, endpoint.v6, tables),
     };
     if !own {
         return Err(DropReason::SpoofedSource);
@@ -73,9 +73,14 @@ fn check(
 /// A pod's IPv6 packets come from its address. Those that stay on the link, to the gateway, may
 /// come from a link-local one (RFC 4291 section 2.5.6).
 #[inline]
-fn is_own_v6(source: u128, destination: u128, address: u128) -> bool {
+fn is_own_v6(source: u128, ip: &[u8], address: u128, tables: &Snapshot) -> bool {
     let is_link_local = |address: u128| address >> 118 == 0xfe80 >> 6;
-    source == address && address != 0 || is_link_local(source) && is_link_local(destination)
+    if source == address {
+        return address != 0;
+    }
+    is_link_local(source)
+        && is_link_local(peek::destination_v6(ip))
+        && tables.routes.v6.host(source).target() != Target::Gateway
 }
 
 /// Tunnel packets to any node are not a pod's business.
