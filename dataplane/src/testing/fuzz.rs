@@ -258,7 +258,7 @@ fn frame(input: &mut Input<'_>, place: &Place) -> Vec<u8> {
         }
         _ => (NEXT_HOP_MAC, UPLINK_MAC),
     };
-    if matches!(place, Place::Uplink(_)) && input.byte() % 4 != 0 {
+    if matches!(place, Place::Uplink(_)) && !input.byte().is_multiple_of(4) {
         let mut inner = in_frame((objects::gateway_mac(1), objects::gateway_mac(0)), &packet);
         patch(&mut inner, input);
         packet = tunnel(input, &inner);
@@ -277,7 +277,7 @@ fn patch(frame: &mut Vec<u8>, input: &mut Input<'_>) {
         }
     }
     // Headers that were patched are right again more often than not: wrong ones end early.
-    if input.byte() % 8 != 0 {
+    if !input.byte().is_multiple_of(8) {
         mend(frame);
     }
     if input.byte() % 16 == 1 {
@@ -362,7 +362,7 @@ fn tunnel(input: &mut Input<'_>, inner: &[u8]) -> Vec<u8> {
     // Node b or c to node a.
     let peer = if is_vxlan { 2 + 4 * 2 } else { 2 + 4 };
     let udp_len = 8 + header.len() + inner.len();
-    let family = usize::from(input.byte() % 8 == 0);
+    let family = usize::from(input.byte().is_multiple_of(8));
     let mut packet = ip(family, peer, 2, 17, udp_len, 64);
     let at = packet.len() - udp_len;
     if let Some(udp) = packet.get_mut(at..) {
