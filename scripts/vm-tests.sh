@@ -97,8 +97,8 @@ kernel() {
   if [ -n "$found" ]; then printf '%s' "$KERNELS/$found"; return; fi
   conf=$(private_apt "$2") || { echo "no Debian mirror is configured, so there is no kernel $1"; return 1; }
   APT_CONFIG=$conf apt-get update -qq > /dev/null 2>&1 || { echo "the lists of $2 cannot be downloaded, so there is no kernel $1"; return 1; }
-  found=$(APT_CONFIG=$conf apt-cache search --names-only '^linux-image-' | awk '{ print $1 }' | newest "$1") ||
-    { echo "$2 has no kernel $1"; return 1; }
+  found=$(APT_CONFIG=$conf apt-cache search --names-only '^linux-image-' | awk '{ print $1 }' | newest "$1") || true
+  [ -n "$found" ] || { echo "$2 has no kernel $1"; return 1; }
   dir=$KERNELS/$found
   rm -rf "$dir"
   mkdir -p "$dir"
