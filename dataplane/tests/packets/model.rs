@@ -125,7 +125,7 @@ impl Cluster {
     }
 
     /// What becomes of a packet from local pod `number`, or from the host.
-    fn from_inside(&self, number: Option<u8>, sent: &Packet) -> Fate {
+    fn fate_inside(&self, number: Option<u8>, sent: &Packet) -> Fate {
         let source = self.owner(sent.source);
         let spoofed = match number {
             Some(number) => source != Some(Owner::Pod(number)),
@@ -143,7 +143,7 @@ impl Cluster {
     }
 
     /// What becomes of a packet out of a tunnel of `mode` from `peer`.
-    fn from_tunnel(&self, peer: u8, mode: Mode, sent: &Packet) -> Fate {
+    fn fate_tunnel(&self, peer: u8, mode: Mode, sent: &Packet) -> Fate {
         if !self.peers.contains(&mode) && mode != Mode::Geneve {
             // Nobody uses the port.
             return Fate::HostAsItCame;
@@ -165,7 +165,7 @@ impl Cluster {
     }
 
     /// What becomes of a packet that arrives on the uplink as it is.
-    fn from_underlay(&self, sent: &Packet) -> Fate {
+    fn fate_underlay(&self, sent: &Packet) -> Fate {
         let Some(owner @ Owner::Pod(_)) = self.owner(sent.destination) else { return Fate::Host };
         match self.owner(sent.source) {
             Some(Owner::Pod(_) | Owner::Host | Owner::Gateway) => Fate::Dropped("spoofed_source"),
@@ -262,16 +262,16 @@ fn check(cluster: &Cluster, traffic: &[(Way, Packet)]) -> Result<(), TestCaseErr
                 (
                     Place::Pod(objects::pod_name(0, number)),
                     frame,
-                    cluster.from_inside(Some(number), sent),
+                    cluster.fate_inside(Some(number), sent),
                 )
             }
-            Way::Host => (Place::Host, sent.frame(from_host()), cluster.from_inside(None, sent)),
+            Way::Host => (Place::Host, sent.frame(from_host()), cluster.fate_inside(None, sent)),
             Way::Tunnel(peer, mode) => {
                 let tunnel = Tunnel::from_peer(peer, mode, cluster.underlay);
                 let frame = tunnel.wrap(&sent.frame(between(peer, 0)));
-                (queue, frame, cluster.from_tunnel(peer, mode, sent))
+                (queue, frame, cluster.fate_tunnel(peer, mode, sent))
             }
-            Way::Underlay => (queue, sent.frame(IN), cluster.from_underlay(sent)),
+            Way::Underlay => (queue, sent.frame(IN), cluster.fate_underlay(sent)),
         };
         let before = node.counters();
         if !node.inject(&place, &frame) {
@@ -370,7 +370,7 @@ fn the_model_can_disagree() {
     assert!(node.inject(&Place::Pod(objects::pod_name(0, 0)), &sent.ttl(1).frame(up(0))));
     node.run();
     assert_eq!(
-        cluster.from_inside(
+        cluster.fate_inside(
             Some(0),
             &packet(pod_ip(0, 0, 0), pod_ip(1, 0, 0), Body::Udp(1, 2, vec![]))
         ),
