@@ -100,9 +100,13 @@ show_frame() {
   sleep 0.3
   at a-pod1 ping -n -q -c 2 -i 0.2 -W 2 "$(pod_ip4 b 1)" > /dev/null
   wait "$tshark" || true
-  tshark -n -r "$WORK/frame.pcap" -c 1 -O eth,ip,udp,geneve,vxlan,icmp -o ip.check_checksum:TRUE 2> /dev/null |
-    grep -vE '^ +(\[|[.01]{4} |.*(ifindex|Interface))' | cut -c 1-100 | head -n 60
-  OUTER=$(tshark -n -r "$WORK/frame.pcap" -c 1 -T fields -e ip.src -e ip.dst -e ipv6.src -e ipv6.dst 2> /dev/null)
+  tshark -n -r "$WORK/frame.pcap" -c 1 -O eth,ip,ipv6,udp,geneve,vxlan,icmp \
+    -o ip.check_checksum:TRUE -o udp.check_checksum:TRUE 2> /dev/null |
+    grep -vE '^ +(\[|[.01]{4} |Address: |Data)|^[0-9a-f]{4}  |^$' | cut -c 1-100
+  # the first address of each field is the outermost header's
+  OUTER=$(tshark -n -r "$WORK/frame.pcap" -c 1 -T fields -E occurrence=f -E separator=' ' \
+    -e eth.type -e ip.src -e ip.dst -e ipv6.src -e ipv6.dst 2> /dev/null |
+    awk '$1 == "0x0800" { print $2, "to", $3 } $1 == "0x86dd" { print $(NF - 1), "to", $NF }')
   [ -n "$OUTER" ] || die "no frame of the pods' traffic was seen on the underlay"
 }
 
@@ -136,27 +140,35 @@ counters() {
   done
 }
 
+# two TEXT TEXT: the left and the right side of the picture.
+two() { printf '    %-44s%s\n' "$1" "$2"; }
+# between TEXT: what went on between the two sides.
+between() { printf '      |  %-41s|\n' "$1"; }
+
 picture() {
+  printf '\n'
+  two ovl-a-pod1 ovl-b-pod1
+  two "$(pod_ip4 a 1)" "$(pod_ip4 b 1)"
+  two "$(pod_ip6 a 1)" "$(pod_ip6 b 1)"
+  between ""
+  between "ping  $RTT4 ms IPv4, $RTT6 ms IPv6"
+  between "TCP   $RATE Mbit/s there, $BACK back"
+  between "copy  $COPIED"
+  between ""
+  two "ovl-a  overlane-dataplane" "ovl-b  overlane-dataplane"
+  two "$(node_ip4 a)" "$(node_ip4 b)"
+  between ""
+  printf "      '------------- br0 in ovl-net --------------'\n"
+  printf '        %s: %s\n' "$MODE" "$OUTER"
   cat <<TEXT
 
-        ${BOLD}ovl-a-pod1${PLAIN}                                          ${BOLD}ovl-b-pod1${PLAIN}
-     $(printf '%-18s' "$(pod_ip4 a 1)")                                $(pod_ip4 b 1)
-     $(printf '%-18s' "$(pod_ip6 a 1)")                                $(pod_ip6 b 1)
-            |                                                   ^
-            |          ping ${RTT4} ms (IPv4), ${RTT6} ms (IPv6)          |
-            |          TCP  ${RATE} Mbit/s there, ${BACK} back            |
-            |          ${COPIED}
-            v                                                   |
-        ${BOLD}ovl-a${PLAIN}  overlane-dataplane  --- ${MODE} ---  ${BOLD}ovl-b${PLAIN}  overlane-dataplane
-        $(node_ip4 a)                   br0 in ovl-net      $(node_ip4 b)
+It took $SECONDS s. The testbed is up; three things to try next:
 
-  It took $SECONDS s. The testbed is up; three things to try next:
-
-    ${BOLD}$PREFIX_CMD exec a-pod1 -- ping $(pod_ip6 b 2)${PLAIN}
-    ${BOLD}$PREFIX_CMD exec net -- tshark -i br0 -O geneve,vxlan${PLAIN}
+    ${BOLD}$TESTBED exec a-pod1 -- ping $(pod_ip6 b 2)${PLAIN}
+    ${BOLD}$TESTBED exec net -- tshark -i br0 -O geneve,vxlan${PLAIN}
     ${BOLD}$(shown "$(bin_dir)/overlane") --socket $RUN_DIR/a/dataplane.sock drops${PLAIN}
 
-  And when you have seen enough: $PREFIX_CMD down
+And when you have seen enough: $TESTBED down
 TEXT
 }
 
@@ -165,7 +177,7 @@ shown() { printf '%s' "${1#"$PWD"/}"; }
 
 case ${1:-} in -h | --help) usage; exit 0 ;; esac
 cd "$ROOT"
-PREFIX_CMD=scripts/testbed.sh
+TESTBED=scripts/testbed.sh
 need_root "quickstart.sh makes network namespaces, which"
 
 step "packages and toolchain"
@@ -175,7 +187,7 @@ build
 step "testbed: two nodes, two pods each"
 "$here/testbed.sh" up "$@"
 MODE=$(sed -n 's/^MODE=//p' "$RUN_DIR/testbed.state")
-"$here/testbed.sh" status | sed -n '1,/^node a$/p' | grep -v '^node a$' || true
+"$here/testbed.sh" status | sed '/^node a$/,$d'
 step "ping between pods on two nodes"
 ping_pods
 step "a TCP transfer, compared byte by byte"
