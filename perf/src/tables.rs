@@ -27,6 +27,9 @@ const FEW: usize = 10;
 /// Lookups of a round, in random order.
 const LOOKUPS: usize = 1 << 16;
 
+/// Flows of whole packets.
+const FLOWS: usize = 200_000;
+
 /// Rounds of each.
 const ROUNDS: usize = 31;
 
@@ -96,7 +99,7 @@ pub fn run(peers: usize, endpoints: usize, adds: usize) -> Result<Report, PerfEr
     let few = Topology::new(FEW, FEW)?;
     let scenario = Scenario::ALL[0];
     let small_load = Load { peers: FEW, endpoints: FEW, ..Load::default() };
-    let mut small = Rig::new(scenario, &small_load, 1)?;
+    let small = Rig::new(scenario, &small_load, 1)?;
     // The large node starts small too and grows by the measured changes.
     let mut large = Rig::new(scenario, &Load { peers: 1, endpoints: 1, ..Load::default() }, 1)?;
     let start = Instant::now();
@@ -119,7 +122,7 @@ pub fn run(peers: usize, endpoints: usize, adds: usize) -> Result<Report, PerfEr
     let table_bytes = per(large.bench.compiler.snapshot().bytes().saturating_sub(bytes));
     let process_bytes = per(resident_bytes()?.saturating_sub(rss));
     let mut lookups = table_lookups(&small, few, &large, topology)?;
-    lookups.push(whole_packets(scenario, &mut small, &small_load, topology)?);
+    lookups.push(whole_packets(scenario, few, topology)?);
     let live_ms = add_one_by_one(&mut large, topology, adds)?;
     Ok(Report {
         peers,
@@ -221,25 +224,23 @@ fn look_up<K: Address>(routes: &Routes<K>, destinations: &[K]) -> usize {
     found
 }
 
-/// Whole packets, parsed, routed and encapsulated, in the small cluster and in one as large as
-/// `many`, with as many flows as there are endpoints.
-fn whole_packets(
-    scenario: Scenario,
-    small: &mut Rig,
-    small_load: &Load,
-    many: Topology,
-) -> Result<Lookup, PerfError> {
-    let load = Load { peers: many.peers, endpoints: many.endpoints, flows: 4096, ..*small_load };
-    let mut large = Rig::new(scenario, &load, 1)?;
+/// Whole packets, parsed, routed and encapsulated, in a cluster of `few` and in one of `many`. Both
+/// receive as many flows, so that the port costs the same in both.
+fn whole_packets(scenario: Scenario, few: Topology, many: Topology) -> Result<Lookup, PerfError> {
+    let rig = |topology: Topology| {
+        let Topology { peers, endpoints } = topology;
+        Rig::new(scenario, &Load { peers, endpoints, flows: FLOWS, ..Load::default() }, 1)
+    };
+    let (mut small, mut large) = (rig(few)?, rig(many)?);
     let mut few_ns = Vec::new();
     let mut many_ns = Vec::new();
-    for rig in [&mut *small, &mut large] {
+    for rig in [&mut small, &mut large] {
         for worker in &mut rig.bench.workers {
-            forward(worker, 1000);
+            forward(worker, FLOWS / VECTOR);
         }
     }
     for _ in 0..ROUNDS {
-        for (rig, times) in [(&mut *small, &mut few_ns), (&mut large, &mut many_ns)] {
+        for (rig, times) in [(&mut small, &mut few_ns), (&mut large, &mut many_ns)] {
             for worker in &mut rig.bench.workers {
                 let start = thread_time()?;
                 let packets = forward(worker, LOOKUPS / VECTOR);

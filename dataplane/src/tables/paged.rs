@@ -40,11 +40,13 @@ impl<T: Clone> Paged<T> {
         self.pages.get(index as usize / PAGE)?.get(index as usize % PAGE)
     }
 
-    /// Brings the first line of the element near that [`Paged::get`] will read.
+    /// Brings the element near that [`Paged::get`] will read.
     #[inline]
     pub fn prefetch(&self, index: u32) {
-        if let Some(element) = self.get(index) {
-            prefetch(std::ptr::from_ref(element));
+        let Some(element) = self.get(index) else { return };
+        let first = std::ptr::from_ref(element).cast::<u8>();
+        for line in (0..size_of::<T>()).step_by(64) {
+            prefetch(first.wrapping_add(line));
         }
     }
 

@@ -10,9 +10,14 @@ use crate::tables::Snapshot;
 use crate::wire::{ethernet, ipv4, ipv6, peek};
 
 /// Routes every undecided packet of the vector. Lines of the routing table were asked for when
-/// the packet was parsed.
+/// the packet was parsed; those of the peers are asked for when all packets have their routes.
 #[inline(never)]
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+    for (frame, meta) in vector.packets() {
+        if meta.is_pending() {
+            find(frame, meta, cx.tables);
+        }
+    }
     for (frame, meta) in vector.packets() {
         if meta.is_pending() {
             step(frame, meta, cx);
@@ -26,6 +31,7 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
 pub fn confirm(vector: &mut Vector, cx: &mut Context<'_>) {
     for (frame, meta) in vector.packets() {
         if meta.is_pending() && !is_current(frame, meta, cx.tables) {
+            find(frame, meta, cx.tables);
             step(frame, meta, cx);
         }
     }
@@ -42,16 +48,25 @@ fn is_current(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
     })
 }
 
-/// Finds what has the packet's destination and takes the hop.
+/// Finds what has the packet's destination.
+#[inline(always)]
+fn find(frame: &Frame, meta: &mut Meta, tables: &Snapshot) {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    meta.route = match meta.kind {
+        Kind::Ipv4 => tables.routes.v4.get(peek::destination_v4(ip)),
+        _ => tables.routes.v6.get(peek::destination_v6(ip)),
+    };
+    if let Target::Peer(index) = meta.route.target() {
+        tables.peers.prefetch(index);
+    }
+}
+
+/// Says whether the packet may go where it wants to, and takes the hop.
 #[inline(always)]
 fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
     let Some(ip) = frame.bytes_mut().get_mut(ethernet::HEADER_LEN..) else {
         meta.verdict = Verdict::Drop(DropReason::FrameTruncated);
         return;
-    };
-    meta.route = match meta.kind {
-        Kind::Ipv4 => cx.tables.routes.v4.get(peek::destination_v4(ip)),
-        _ => cx.tables.routes.v6.get(peek::destination_v6(ip)),
     };
     let target = meta.route.target();
     match target {
@@ -97,9 +112,6 @@ fn hop(ip: &mut [u8], meta: &mut Meta, target: Target, tables: &Snapshot) {
         meta.forwarded = false;
     }
     let limit = tables.mtu(target);
-    if let Target::Peer(index) = target {
-        tables.peers.prefetch(index);
-    }
     // A target that is not ready has no size; transmit says what it lacks.
     if meta.ip_len > limit && limit != 0 {
         meta.verdict = Verdict::Drop(DropReason::PacketTooBig);
