@@ -170,6 +170,24 @@ impl Process {
         }
     }
 
+    /// Tries to attach one endpoint that waits although its interface is there. Says whether there
+    /// was one, and whether it is attached now.
+    pub(super) fn retry_endpoint(&mut self) -> (bool, bool) {
+        let waits = |(name, e): &(&String, &EndpointAttachment)| {
+            let here = || self.links.by_name(&e.interface).is_some();
+            (matches!(e.state, State::Waiting(_)) && here()).then(|| (*name).clone())
+        };
+        let mut waiting = self.endpoints.iter().filter_map(|entry| waits(&entry));
+        let first = waiting.next();
+        let next = waiting.chain(first.clone()).find(|name| *name > self.retried).or(first);
+        let Some(name) = next else { return (false, false) };
+        self.attach_endpoint(&name);
+        let worked =
+            self.endpoints.get(&name).is_some_and(|e| matches!(e.state, State::Attached(_)));
+        self.retried = name;
+        (true, worked)
+    }
+
     /// Looks again at an attached endpoint's interface: is it up, which MAC does the pod have, did
     /// its offloads come back? Says what is in the way.
     fn refresh_endpoint(&mut self, name: &str) -> Option<String> {

@@ -32,6 +32,9 @@ use crate::worker::PortView;
 /// How long the slow thread waits for news: also how late a worker's notice may be seen.
 const TICK_MS: u16 = 20;
 
+/// How long after a failure what could not be opened is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
 /// How long the process waits in the end for its ports' sockets to close.
 const CLOSING: Duration = Duration::from_millis(300);
 
@@ -103,6 +106,10 @@ pub struct Process {
     pub(super) warnings: BTreeMap<&'static str, String>,
     pub(super) started: Instant,
     pub(super) instance: u64,
+    /// When something that could not be opened is tried again.
+    retry_at: Instant,
+    /// The endpoint that was tried again last: each gets its turn.
+    pub(super) retried: String,
     server: Option<Server>,
     calls: CallReceiver,
 }
@@ -161,6 +168,8 @@ impl Process {
             warnings: BTreeMap::new(),
             started: Instant::now(),
             instance: now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)),
+            retry_at: Instant::now(),
+            retried: String::new(),
             server: Some(server),
             calls,
             settings,
@@ -214,6 +223,7 @@ impl Process {
         let mut changed = self.process_links();
         changed |= self.process_neighbors(now);
         changed |= self.process_notices(now);
+        changed |= self.try_again(now);
         if changed {
             self.publish();
         }
@@ -221,6 +231,28 @@ impl Process {
             self.answer(call);
         }
         self.publisher.collect();
+    }
+
+    /// Tries again what could not be opened although its interface is there: a socket of a process
+    /// that is just dying may have been in the way, or memory short. One thing at a time, for each
+    /// may wait for the kernel. Says whether the tables may have changed.
+    fn try_again(&mut self, now: Instant) -> bool {
+        if now < self.retry_at {
+            return false;
+        }
+        let node_waits = self.compiler.node().is_some_and(|node| {
+            let uplink_waits = self.uplink.is_none() && self.links.by_name(&node.uplink).is_some();
+            uplink_waits || (self.host.is_none() && node.host_port.is_some())
+        });
+        let (tried, worked) = if node_waits {
+            self.configure_node();
+            self.resolve_all();
+            (true, false)
+        } else {
+            self.retry_endpoint()
+        };
+        self.retry_at = if worked { now } else { now + RETRY };
+        tried
     }
 
     fn process_links(&mut self) -> bool {

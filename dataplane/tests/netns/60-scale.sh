@@ -76,6 +76,7 @@ check "250 pods are ready within 60 s" wait_until 60 all_ready
 printf '# %d pods ready %d ms after the start\n' "$(ready_pods)" $(((${EPOCHREALTIME/./} - began) / 1000))
 pid=$(node_pid dataplane a)
 used=$((available - $(meminfo MemAvailable)))
+own=$(($(rss "$pid") + $(meminfo VmallocUsed) - vmalloc + $(meminfo Slab) - slab))
 printf '# memory gone with 250 pods: %d MB in all; of these VmRSS %d MB, vmalloc %d MB, slab %d MB\n' \
   "$(mb "$used")" "$(mb "$(rss "$pid")")" "$(mb $(($(meminfo VmallocUsed) - vmalloc)))" "$(mb $(($(meminfo Slab) - slab)))"
 status_of a '.umems[] | "# by its own arithmetic: \(.chunks) chunks, \(.sockets) sockets: \(.bytes / 1048576 | floor) MB + \(.kernel_bytes / 1048576 | floor) MB of the kernel"'
@@ -96,6 +97,17 @@ check "the first reaches the last" one_ping p1 "$(address_of 250)"
 check "counters of a close" closes a
 used_after=$((available - $(meminfo MemAvailable)))
 
+# The kernel takes some seconds to close 250 sockets of a process that was killed; its successor
+# starts at once.
+kill -KILL "$pid"
+began=${EPOCHREALTIME/./}
+check "killed, it starts again at once" eval 'rm -f "$RUN_DIR/a/dataplane.pid"; launch dataplane a --workers 4 --cpus "$CPUS" --max-endpoints "$PODS_HERE"'
+sleep 0.5
+check "250 pods are ready within 60 s" wait_until 60 all_ready
+printf '# %d pods ready %d ms after the kill\n' "$(ready_pods)" $(((${EPOCHREALTIME/./} - began) / 1000))
+check "250 pods reach a pod on the other node" equal pods "$(answered "$(pod_ip4 b 1)")" "$PODS_HERE"
+pid=$(node_pid dataplane a)
+
 sleep 1
 from=$(cpu_ns "$pid")
 sleep 5
@@ -110,8 +122,7 @@ check "no AF_XDP socket is left" equal sockets "$(xsk_count)" 0
 sleep 3
 freed=$(($(meminfo MemAvailable) - available))
 printf '# memory gone with traffic: %d MB; back after the stop: %d MB\n' "$(mb "$used_after")" "$(mb "$freed")"
-# Others use this machine's memory too: the lower of the two measurements is the dataplane's.
-least=$((used < freed ? used : freed))
-check "250 pods took 512 MB at most" at_most MB "$(mb "$least")" 512
+# Others use this machine's memory too, which makes what is available wander by more than this.
+check "250 pods took 512 MB at most: process, slab and vmalloc" at_most MB "$(mb "$own")" 512
 check "it ended by itself, without a complaint" not grep -qE 'ERROR|panic|killed' "$RUN_DIR/a/dataplane.log"
 finish

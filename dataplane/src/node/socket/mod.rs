@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -90,7 +90,7 @@ impl Server {
     /// [`SocketError::AlreadyRunning`] and the others; nothing is changed then.
     pub fn start(path: &Path, group: Option<&str>, calls: CallSender) -> Result<Self, SocketError> {
         let access = Access::new(path, group)?;
-        let listener = listen(path)?;
+        let listener = listen_after(path)?;
         let inode = identity(path).map_err(failed("look at", path))?;
         // From here on an error removes the socket.
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -151,6 +151,34 @@ impl Drop for Server {
 /// What tells a file from another one of the same name: device and inode.
 fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+/// How long a process that was killed may take to end: the kernel closes its AF_XDP sockets one
+/// after the other, some 15 ms each, and its listening socket answers until then.
+const DYING: Duration = Duration::from_secs(15);
+
+/// As [`listen`]; waits for a listener that is dying.
+fn listen_after(path: &Path) -> Result<UnixListener, SocketError> {
+    let deadline = Instant::now() + DYING;
+    loop {
+        match listen(path) {
+            Err(SocketError::AlreadyRunning { pid, .. })
+                if is_dying(pid) && Instant::now() < deadline =>
+            {
+                // Each try stays in its queue of connections, which has an end.
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Has the process no memory any more? Then it never runs again. False when it cannot be seen.
+fn is_dying(pid: i32) -> bool {
+    match std::fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(arguments) => arguments.is_empty(),
+        Err(error) => pid > 0 && error.kind() == IoErrorKind::NotFound,
+    }
 }
 
 /// Binds the socket, in place of one that nobody listens on.
