@@ -35,6 +35,19 @@ pub(super) struct HostAttachment {
     pub(super) _steering: overlane_bpf::PortSteering,
 }
 
+/// Attaches the uplink's program; says how many queues the device has with it. A NIC may take more
+/// into use when a program is attached (virtio_net does), and each must have its socket.
+fn attach_steering(device: &Interface) -> Result<(UplinkSteering, u32), ProcessError> {
+    let before = device.queues.rx.max(1);
+    let steering = UplinkSteering::attach(&device.name, before)?;
+    let queues = Interface::find(&device.name)?.queues.rx.max(1);
+    if queues <= before {
+        return Ok((steering, before));
+    }
+    drop(steering);
+    Ok((UplinkSteering::attach(&device.name, queues)?, queues))
+}
+
 impl Process {
     /// Brings uplink and host port to what the node object asks for. What cannot be done now is
     /// a warning, and tried again when interfaces change.
@@ -68,26 +81,23 @@ impl Process {
 
     fn open_uplink(&mut self, name: &str) -> Result<(), ProcessError> {
         let device = Interface::find(name)?;
-        let queues = device.queues.rx.max(1);
         // An old kernel does not say, and copy mode works everywhere.
         let support = interface::xdp_support(name).ok().flatten();
         let zero_copy = support.is_some_and(|support| support.zero_copy);
         let zero_copy_umem = if zero_copy { Some(self.zero_copy_umem()?) } else { None };
-        let mut steering = UplinkSteering::attach(name, queues)?;
-        // All or none: what fails half way closes what was opened.
-        let mut opened = Vec::new();
-        for queue in 0..queues {
-            let worker = plan::uplink_worker(queue, self.workers.len());
-            let is_veth = device.driver.as_deref() == Some("veth");
-            let mut options =
-                if is_veth { OpenPort::veth(name, queue) } else { OpenPort::nic(name, queue) };
-            options.fill_min = options.fill_min.max(self.uplink_fill_min());
-            let umem = zero_copy_umem.map_or_else(|| self.umem_of(worker), |n| &self.umems[n]);
-            let port = AfXdpPort::open(umem, &options)?;
-            steering.register_socket(queue, port.fd())?;
-            opened.push((port, queue, worker));
+        let (mut steering, queues) = attach_steering(&device)?;
+        let opened = match self.open_queues(&device, queues, zero_copy_umem) {
+            Err(error) if zero_copy => {
+                tracing::warn!(interface = name, %error, "no zero-copy after all; copying");
+                self.open_queues(&device, queues, None)?
+            }
+            opened => opened?,
+        };
+        for (port, queue, _) in &opened {
+            steering.register_socket(*queue, port.fd())?;
         }
         steering.configure(&UplinkSettings::default())?;
+        let zero_copy = opened.iter().all(|(port, ..)| port.is_zero_copy());
         let mut ports = Vec::new();
         let mut binding = UplinkBinding { mac: device.mac, ports: Vec::new() };
         for (port, queue, worker) in opened {
@@ -100,6 +110,27 @@ impl Process {
         self.uplink =
             Some(Uplink { name: name.to_owned(), ifindex: device.index, steering, ports });
         Ok(())
+    }
+
+    /// Opens all queues of the uplink or none: what fails half way closes what was opened.
+    fn open_queues(
+        &self,
+        device: &Interface,
+        queues: u32,
+        zero_copy_umem: Option<usize>,
+    ) -> Result<Vec<(AfXdpPort, u32, WorkerId)>, ProcessError> {
+        let name = device.name.as_str();
+        let is_veth = device.driver.as_deref() == Some("veth");
+        let mut opened = Vec::new();
+        for queue in 0..queues {
+            let worker = plan::uplink_worker(queue, self.workers.len());
+            let mut options =
+                if is_veth { OpenPort::veth(name, queue) } else { OpenPort::nic(name, queue) };
+            options.fill_min = options.fill_min.max(self.uplink_fill_min());
+            let umem = zero_copy_umem.map_or_else(|| self.umem_of(worker), |n| &self.umems[n]);
+            opened.push((AfXdpPort::open(umem, &options)?, queue, worker));
+        }
+        Ok(opened)
     }
 
     /// Free frames that an uplink queue keeps: bursts from the network are larger than a pod's.
