@@ -4,7 +4,7 @@
 //! ```text
 //!              connect, hello, installed            hello: same instance
 //!  Disconnected ------------------------> Connected --------------------+
-//!       ^  backoff 50 ms .. 2 s              |   ^                      |
+//!       ^  backoff 50 .. 250 ms              |   ^                      |
 //!       +------------- any lost call --------+   +----------------------+
 //! ```
 //!
@@ -24,8 +24,9 @@ use crate::status::{Connection, ControlStatus, Counts, Refused};
 
 /// First wait after a lost connection.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
-/// Longest wait.
-const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// Longest wait: pods have no network while the dataplane waits for its objects, and asking whether
+/// the socket is there costs next to nothing.
+const MAX_BACKOFF: Duration = Duration::from_millis(250);
 /// How often the dataplane is asked who it is: a restart is noticed this fast even when the
 /// connection did not break.
 const HELLO_EVERY: Duration = Duration::from_secs(1);
