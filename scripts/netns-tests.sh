@@ -31,10 +31,6 @@ need_root "netns-tests.sh"
 export OVERLANE_TEST_LENGTH=$LENGTH
 for name in overlane-dataplane overlane-control overlane; do program "$name" > /dev/null || exit 1; done
 
-# One run at a time: they share names.
-exec 8> /run/overlane-netns-tests.lock
-flock -n 8 || die "another run of the scenarios is under way"
-
 chosen() {
   local name
   [ ${#NAMES[@]} != 0 ] || return 0
@@ -48,10 +44,14 @@ failures=0 count=0
 for file in "$ROOT"/dataplane/tests/netns/[0-9]*.sh; do
   name=$(basename "$file" .sh)
   chosen "$name" || continue
+  # One scenario at a time on the machine: they share names.
+  exec 8> /run/overlane-netns-tests.lock
+  flock -w 900 8 || die "other scenarios have been at work for 15 minutes (/run/overlane-netns-tests.lock)"
   count=$((count + 1)) began=$SECONDS status=0
-  timeout --kill-after 20 300 bash "$file" > "$log" 2>&1 8>&- || status=$?
+  OVERLANE_SCENARIO_LOCKED=1 timeout --kill-after 20 300 bash "$file" > "$log" 2>&1 8>&- || status=$?
   # Whatever happened to it, the next one starts from nothing.
-  OVERLANE_TESTBED_PREFIX=ovt OVERLANE_RUN_DIR=/run/overlane-test "$here/testbed.sh" down > /dev/null 2>&1 || true
+  OVERLANE_TESTBED_PREFIX=ovt OVERLANE_RUN_DIR=/run/overlane-test "$here/testbed.sh" down > /dev/null 2>&1 8>&- || true
+  exec 8>&-
   took=$((SECONDS - began))
   case $status in
     0) printf 'ok %s (%s checks, %d s)\n' "$name" "$(grep -c '^  ok ' "$log" || true)" "$took" ;;

@@ -20,7 +20,7 @@ launch() {
   path=$(program "overlane-$what") || return 1
   if running "$what" "$node" >/dev/null; then return 0; fi
   setsid ip netns exec "$(namespace "$node")" "$path" --socket "$RUN_DIR/$node/$what.sock" "$@" \
-    < /dev/null >> "$RUN_DIR/$node/$what.log" 2>&1 9>&- &
+    < /dev/null >> "$RUN_DIR/$node/$what.log" 2>&1 8>&- 9>&- &
   printf '%s\n' "$!" > "$RUN_DIR/$node/$what.pid"
   disown "$!"
 }

@@ -28,6 +28,12 @@ WORK=$(mktemp -d /tmp/overlane-netns.XXXXXX)
 # Defaults of the testbed, as `bed` leaves them.
 MODE=geneve UNDERLAY=4 PODS=2 NODE_NAMES='a b' WORKERS=1 MTU=1500
 
+# One scenario at a time, whoever started it: they share names. A runner holds the lock itself.
+if [ -z "${OVERLANE_SCENARIO_LOCKED:-}" ]; then
+  exec 8> /run/overlane-netns-tests.lock
+  flock -w 900 8 || die "other scenarios have been at work for 15 minutes (/run/overlane-netns-tests.lock)"
+fi
+
 cleanup() {
   trap - EXIT
   stop_started
@@ -60,7 +66,7 @@ at() { in_ns "$@"; }
 # Its process id is in STARTED, what it says in STARTED_LOG.
 start() {
   STARTED_LOG=$WORK/started.${#STARTED_PIDS[@]}
-  ip netns exec "$(namespace "$1")" "${@:2}" > "$STARTED_LOG" 2>&1 < /dev/null &
+  ip netns exec "$(namespace "$1")" "${@:2}" > "$STARTED_LOG" 2>&1 < /dev/null 8>&- &
   STARTED=$!
   STARTED_PIDS+=("$STARTED")
 }
