@@ -4,12 +4,11 @@ use arrayvec::ArrayVec;
 
 use crate::packet::frame::Frame;
 use crate::packet::pool::{FramePool, UmemId};
+/// Most frames that are received at once: the size of a vector.
+pub use crate::packet::vector::VECTOR;
 
 pub mod af_xdp;
 pub mod memory;
-
-/// Most frames that are received at once: the size of a vector.
-pub const VECTOR: usize = 64;
 
 /// Drops that the kernel counted on one AF_XDP socket since it was opened
 /// (`struct xdp_statistics`), packets.

@@ -22,7 +22,7 @@ use self::maintenance::PortBlock;
 use crate::io::Port;
 use crate::packet::meta::{Meta, Origin};
 use crate::packet::pool::{Depot, FramePool, UmemId};
-use crate::packet::vector::{VECTOR, Vector};
+use crate::packet::vector::Vector;
 use crate::packet::verdict::{PortId, Verdict};
 use crate::stages::transmit::icmp_error::RateLimit;
 use crate::stages::{self, Context, Notice, Notices};
@@ -358,7 +358,4 @@ impl<P: Port> Worker<P> {
     pub fn port_mut(&mut self, id: PortId) -> Option<&mut P> {
         self.slots.get_mut(id.index())?.as_mut().map(|slot| &mut slot.port)
     }
-
-    /// Packets of a vector, at most.
-    pub const VECTOR: usize = VECTOR;
 }
