@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlane_api::{Attachment, Endpoint, Node, Object, ObjectKey, Peer};
+use overlane_api::{Attachment, Endpoint, Node, Object, ObjectKey, Peer, SnatSettings};
 
 use crate::manifests::pod::Standing;
 use crate::manifests::{Manifest, NodeManifest, PodManifest};
@@ -202,6 +202,8 @@ impl Compiler<'_> {
             underlay_mtu: config.underlay_mtu,
             pod_mtu: config.pod_mtu(encap.underlay),
             host_port: config.host_port.clone(),
+            snat: SnatSettings::default(),
+            flow_capacity: overlane_api::node::DEFAULT_FLOW_CAPACITY,
             encap,
         };
         Candidate { object: Object::Node(node), place, check }
@@ -325,6 +327,7 @@ impl Compiler<'_> {
             Object::Node(node) => ("address", &node.addresses, node.pod_cidrs.as_slice()),
             Object::Peer(peer) => ("address", &peer.addresses, peer.pod_cidrs.as_slice()),
             Object::Endpoint(endpoint) => ("podIP", &endpoint.addresses, [].as_slice()),
+            Object::Service(_) | Object::Egress(_) => return Vec::new(),
         };
         let mut found = Vec::new();
         for address in addresses {
@@ -348,6 +351,7 @@ impl Compiler<'_> {
             Object::Node(node) => (&node.addresses, node.pod_cidrs.as_slice()),
             Object::Peer(peer) => (&peer.addresses, peer.pod_cidrs.as_slice()),
             Object::Endpoint(endpoint) => (&endpoint.addresses, [].as_slice()),
+            Object::Service(_) | Object::Egress(_) => return,
         };
         self.addresses.extend(addresses.iter().map(|address| (*address, owner.clone())));
         self.ranges.extend(ranges.iter().map(|range| (*range, owner.clone())));

@@ -44,6 +44,10 @@ pub struct Counts {
     pub peers: usize,
     /// Pods.
     pub endpoints: usize,
+    /// Ports of services.
+    pub services: usize,
+    /// Rules for pods that leave the cluster.
+    pub egress: usize,
 }
 
 impl Counts {
@@ -55,9 +59,17 @@ impl Counts {
                 ObjectKey::Node => counts.node += 1,
                 ObjectKey::Peer(_) => counts.peers += 1,
                 ObjectKey::Endpoint(_) => counts.endpoints += 1,
+                ObjectKey::Service(_) => counts.services += 1,
+                ObjectKey::Egress(_) => counts.egress += 1,
             }
         }
         counts
+    }
+
+    /// All of them.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.node + self.peers + self.endpoints + self.services + self.egress
     }
 }
 

@@ -5,16 +5,24 @@
 //! not occur here; `overlane-control` translates them into these objects.
 
 pub mod client;
+pub mod egress;
 pub mod endpoint;
+pub mod flow;
 pub mod node;
 pub mod object;
 pub mod peer;
 pub mod protocol;
+pub mod service;
 pub mod status;
 pub mod types;
 
+pub use egress::{Egress, EgressAction, SnatSettings, Timeouts};
 pub use endpoint::{Attachment, Endpoint};
 pub use node::{EncapSettings, HostPort, Mode, Node, OuterDscp, OuterUdpChecksum, Underlay};
 pub use object::{Change, Object, ObjectKey};
 pub use peer::Peer;
-pub use types::{MacAddr, QueueId, TypeError, Vni, WorkerId};
+pub use service::{
+    Algorithm, Backend, BackendState, Forwarding, Frontend, FrontendKind, Protocol, Reject, Scope,
+    Service,
+};
+pub use types::{MacAddr, PortRange, QueueId, TypeError, Vni, WorkerId};

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::egress::SnatSettings;
 use crate::types::{MacAddr, Vni};
 
 /// How packets travel to another node.
@@ -172,6 +173,20 @@ pub struct Node {
     /// The host port; absent: the host cannot reach its pods.
     #[serde(default)]
     pub host_port: Option<HostPort>,
+    /// How pods leave the cluster.
+    #[serde(default)]
+    pub snat: SnatSettings,
+    /// Flows that each worker can hold, of IPv4 and of IPv6 each. A table has its size from the
+    /// start: another value is for the next start of the dataplane.
+    #[serde(default = "default_flow_capacity")]
+    pub flow_capacity: u32,
+}
+
+/// Flows that each worker holds unless told otherwise.
+pub const DEFAULT_FLOW_CAPACITY: u32 = 262_144;
+
+const fn default_flow_capacity() -> u32 {
+    DEFAULT_FLOW_CAPACITY
 }
 
 impl Node {
@@ -216,5 +231,22 @@ impl Node {
             fold
         });
         MacAddr([0x02, 0x4f, a, b, c, d])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_of_an_older_sender_is_read() {
+        let text = r#"{"name":"a","uplink":"eth0","addresses":["10.0.1.4"],"mode":"geneve",
+            "encap":{"vni":1,"geneve_port":6081,"vxlan_port":4789,"underlay":"4"},
+            "gateway_mac":"02:4f:0a:00:01:04","gateway_addresses":["169.254.1.1"],
+            "pod_cidrs":["10.244.1.0/24"],"cluster_cidrs":["10.244.0.0/16"],
+            "underlay_mtu":1500,"pod_mtu":1450}"#;
+        let node: Node = serde_json::from_str(text).unwrap();
+        assert_eq!(node.snat, SnatSettings::default());
+        assert_eq!(node.flow_capacity, 262_144);
     }
 }

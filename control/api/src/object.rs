@@ -4,9 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::egress::Egress;
 use crate::endpoint::Endpoint;
 use crate::node::Node;
 use crate::peer::Peer;
+use crate::service::Service;
 
 /// One piece of desired state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -18,6 +20,10 @@ pub enum Object {
     Peer(Peer),
     /// A pod.
     Endpoint(Endpoint),
+    /// One port of a service.
+    Service(Service),
+    /// A rule for pods that leave the cluster.
+    Egress(Egress),
 }
 
 /// What names an object.
@@ -30,6 +36,10 @@ pub enum ObjectKey {
     Peer(String),
     /// A pod, by `namespace/name`.
     Endpoint(String),
+    /// One port of a service, by `namespace/name:port` (see [`Service::name`]).
+    Service(String),
+    /// A rule for pods that leave the cluster, by name.
+    Egress(String),
 }
 
 /// One step from the installed state towards the desired one.
@@ -50,6 +60,8 @@ impl Object {
             Self::Node(_) => ObjectKey::Node,
             Self::Peer(peer) => ObjectKey::Peer(peer.name.clone()),
             Self::Endpoint(endpoint) => ObjectKey::Endpoint(endpoint.name.clone()),
+            Self::Service(service) => ObjectKey::Service(service.name.clone()),
+            Self::Egress(egress) => ObjectKey::Egress(egress.name.clone()),
         }
     }
 
@@ -70,6 +82,8 @@ impl fmt::Display for ObjectKey {
             Self::Node => f.write_str("node"),
             Self::Peer(name) => write!(f, "peer {name}"),
             Self::Endpoint(name) => write!(f, "endpoint {name}"),
+            Self::Service(name) => write!(f, "service {name}"),
+            Self::Egress(name) => write!(f, "egress {name}"),
         }
     }
 }

@@ -4,8 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::flow::{FlowFilter, FlowReport, NatReport, NatUsage};
 use crate::object::{Change, ObjectKey};
-use crate::status::{DropReport, EndpointStatus, PeerStatus, Status};
+use crate::status::{DropReport, EndpointStatus, PeerStatus, ServiceStatus, Status};
 
 /// Version of the protocol. It moves when an old peer would misread a new message.
 pub const VERSION: u32 = 1;
@@ -50,6 +51,28 @@ pub enum Op {
     Peers,
     /// Drops by reason.
     Drops,
+    /// Services, as they are in force.
+    Services,
+    /// Flows, as the workers hold them.
+    Flows {
+        /// Which.
+        #[serde(default)]
+        filter: FlowFilter,
+    },
+    /// Forget flows: the next packet of each is looked at as if it were the first.
+    FlushFlows {
+        /// Which. [`FlowFilter::limit`] does not apply.
+        #[serde(default)]
+        filter: FlowFilter,
+    },
+    /// Source NAT bindings: which external port stands for which pod's.
+    NatBindings {
+        /// Which: of the flows that have one.
+        #[serde(default)]
+        filter: FlowFilter,
+    },
+    /// How full the external ports are.
+    NatUsage,
 }
 
 /// The answer to the request of the same id.
@@ -95,6 +118,19 @@ pub enum Reply {
     Peers(Vec<PeerStatus>),
     /// To [`Op::Drops`].
     Drops(DropReport),
+    /// To [`Op::Services`].
+    Services(Vec<ServiceStatus>),
+    /// To [`Op::Flows`].
+    Flows(FlowReport),
+    /// To [`Op::FlushFlows`].
+    Flushed {
+        /// How many flows were forgotten.
+        flows: u64,
+    },
+    /// To [`Op::NatBindings`].
+    NatBindings(NatReport),
+    /// To [`Op::NatUsage`].
+    NatUsage(Vec<NatUsage>),
 }
 
 /// Why a request was not carried out.
@@ -127,6 +163,8 @@ pub enum ErrorCode {
     Failed,
     /// The sender may not ask this.
     Denied,
+    /// Known, and not done by this version.
+    Unsupported,
 }
 
 impl ApiError {

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::node::Mode;
+use crate::service::{Algorithm, Backend, Forwarding, Frontend, Protocol, Scope};
 use crate::types::{MacAddr, QueueId, Vni, WorkerId};
 
 /// The whole state on one screen.
@@ -30,6 +31,15 @@ pub struct Status {
     pub local_endpoints: usize,
     /// Remote endpoints installed.
     pub remote_endpoints: usize,
+    /// Services (ports) installed.
+    #[serde(default)]
+    pub services: usize,
+    /// Egress rules installed.
+    #[serde(default)]
+    pub egress_rules: usize,
+    /// Flows in the workers' tables.
+    #[serde(default)]
+    pub flows: u64,
     /// Bytes of the tables.
     pub table_bytes: usize,
     /// One per worker.
@@ -222,4 +232,59 @@ pub struct DropCount {
     pub meaning: String,
     /// What to do about it.
     pub advice: String,
+}
+
+/// A service (one port of it) as it is in force. Counters are sums over workers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// `namespace/name:port`.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Where it answers.
+    pub frontends: Vec<Frontend>,
+    /// Its backends, with what each takes.
+    pub backends: Vec<BackendStatus>,
+    /// Scope of what is sent to its cluster addresses.
+    pub internal: Scope,
+    /// Scope of what comes from outside.
+    pub external: Scope,
+    /// How a backend is chosen.
+    pub algorithm: Algorithm,
+    /// How a packet from outside reaches a backend on another node.
+    pub forwarding: Forwarding,
+    /// Seconds; absent: no affinity.
+    #[serde(default)]
+    pub affinity_seconds: Option<u32>,
+    /// Generation of the tables in which it last changed.
+    pub generation: u64,
+    /// Flows begun.
+    pub new_flows: u64,
+    /// Packets and bytes from clients.
+    pub to_backends: Traffic,
+    /// Packets and bytes from backends.
+    pub to_clients: Traffic,
+    /// Packets rejected because no backend exists.
+    pub rejected: u64,
+    /// Packets dropped on their way in, by reason.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// A backend as it is in force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// As it was installed.
+    pub backend: Backend,
+    /// Flows it has now; absent: not counted.
+    #[serde(default)]
+    pub flows: Option<u64>,
+}
+
+/// Packets and their bytes (IP packets, without Ethernet and tunnel headers).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
 }

@@ -14,6 +14,9 @@ pub enum TypeError {
     /// Text that is not six hexadecimal octets.
     #[error("{0:?} is not a MAC address: write six octets, for example 02:4f:0a:00:01:04")]
     Mac(String),
+    /// Text that is not a range of ports.
+    #[error("{0:?} is not a range of ports: write the first and the last, for example 10240-29999")]
+    PortRange(String),
 }
 
 /// Virtual network identifier, 24 bits (RFC 8926 section 3.4, RFC 7348 section 5).
@@ -159,9 +162,114 @@ impl fmt::Display for QueueId {
     }
 }
 
+/// Ports from a first to a last, both included; never empty, never with port 0. Written
+/// `10240-29999`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// What source NAT takes unless told otherwise: below NodePorts (30000-32767) and Linux's
+    /// own ephemeral ports (32768-60999).
+    pub const SNAT_DEFAULT: Self = Self { first: 10240, last: 29999 };
+
+    /// What Kubernetes gives to NodePorts (kube-apiserver `--service-node-port-range`).
+    pub const NODE_PORTS: Self = Self { first: 30000, last: 32767 };
+
+    /// Makes a range.
+    ///
+    /// # Errors
+    /// [`TypeError::PortRange`] when `first` is 0 or behind `last`.
+    pub fn new(first: u16, last: u16) -> Result<Self, TypeError> {
+        if first > 0 && first <= last {
+            Ok(Self { first, last })
+        } else {
+            Err(TypeError::PortRange(format!("{first}-{last}")))
+        }
+    }
+
+    /// The first port, host byte order.
+    #[must_use]
+    pub const fn first(self) -> u16 {
+        self.first
+    }
+
+    /// The last port, host byte order.
+    #[must_use]
+    pub const fn last(self) -> u16 {
+        self.last
+    }
+
+    /// How many ports, 1 to 65535.
+    #[must_use]
+    pub const fn count(self) -> u32 {
+        // Widening; `From` is not const.
+        self.last as u32 - self.first as u32 + 1
+    }
+
+    /// Is `port` in it?
+    #[must_use]
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
+    /// Do the ranges share a port?
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = TypeError;
+    fn from_str(text: &str) -> Result<Self, TypeError> {
+        let wrong = || TypeError::PortRange(text.to_owned());
+        let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+        let port = |text: &str| text.trim().parse::<u16>().map_err(|_| wrong());
+        Self::new(port(first)?, port(last)?).map_err(|_| wrong())
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = TypeError;
+    fn try_from(text: String) -> Result<Self, TypeError> {
+        text.parse()
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> Self {
+        range.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn port_range_is_written_and_read_back() {
+        let range: PortRange = "10240-29999".parse().unwrap();
+        assert_eq!(range, PortRange::SNAT_DEFAULT);
+        assert_eq!((range.count(), range.to_string()), (19_760, "10240-29999".to_owned()));
+        assert!(range.contains(10240) && range.contains(29999));
+        assert!(!range.contains(10239) && !range.contains(30000));
+        assert!(!range.overlaps(PortRange::NODE_PORTS));
+        assert!(PortRange::new(29999, 30000).unwrap().overlaps(range));
+        assert_eq!(PortRange::new(1, 65535).unwrap().count(), 65535);
+        for wrong in ["", "1", "0-5", "5-4", "1-65536", "a-b"] {
+            assert_eq!(wrong.parse::<PortRange>(), Err(TypeError::PortRange(wrong.to_owned())));
+        }
+    }
 
     #[test]
     fn vni_takes_24_bits_and_no_more() {

@@ -101,8 +101,11 @@ fn screen(verdict: &Verdict) -> String {
     for note in &verdict.notes {
         let _ = writeln!(screen, "note: {note}");
     }
-    if let Some(Counts { node, peers, endpoints }) = verdict.objects {
-        let _ = writeln!(screen, "objects: {node} node, {peers} peers, {endpoints} endpoints");
+    if let Some(Counts { node, peers, endpoints, services, egress }) = verdict.objects {
+        let _ = writeln!(
+            screen,
+            "objects: {node} node, {peers} peers, {endpoints} endpoints, {services} service ports, {egress} egress rules"
+        );
     }
     if verdict.accepted {
         let _ = writeln!(screen, "{} is accepted", verdict.file);

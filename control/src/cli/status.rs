@@ -191,7 +191,7 @@ fn umems(umems: &[UmemStatus]) -> comfy_table::Table {
 
 fn control_lines(control: &ControlStatus) -> String {
     let mut text = String::new();
-    let total = control.desired.node + control.desired.peers + control.desired.endpoints;
+    let total = control.desired.total();
     let link = match &control.dataplane {
         Connection::Connected { .. } => "connected to the dataplane".to_owned(),
         Connection::Disconnected { error } => format!("not connected to the dataplane: {error}"),

@@ -319,6 +319,14 @@ impl Process {
             Op::Endpoints => Ok(Reply::Endpoints(self.endpoint_statuses())),
             Op::Peers => Ok(Reply::Peers(self.peer_statuses())),
             Op::Drops => Ok(Reply::Drops(self.drop_report())),
+            Op::Services
+            | Op::Flows { .. }
+            | Op::FlushFlows { .. }
+            | Op::NatBindings { .. }
+            | Op::NatUsage => Err(ApiError::new(
+                overlane_api::protocol::ErrorCode::Unsupported,
+                "services, flows and NAT are not supported by this dataplane yet",
+            )),
         };
         // Whoever asked may have gone.
         let _ = call.reply.send(answer);

@@ -42,6 +42,7 @@ impl Process {
             ports: self.open_ports().map(port_status).collect(),
             umems: self.umem_statuses(),
             warnings: self.all_warnings(),
+            ..Status::default()
         }
     }
 

@@ -96,6 +96,8 @@ pub fn node(mode: Mode, underlay: Underlay) -> Node {
         underlay_mtu: 1500,
         pod_mtu: 1500 - overhead,
         host_port: Some(HostPort::default()),
+        snat: overlane_api::SnatSettings::default(),
+        flow_capacity: overlane_api::node::DEFAULT_FLOW_CAPACITY,
     }
 }
 

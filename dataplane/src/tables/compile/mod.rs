@@ -153,7 +153,7 @@ impl Compiler {
                 before.peer =
                     self.peers.get(name).map_or((None, None), |r| (r.adjacency, r.path_mtu));
             }
-            ObjectKey::Node => {}
+            ObjectKey::Node | ObjectKey::Service(_) | ObjectKey::Egress(_) => {}
         }
         if let Some(object) = self.object(key) {
             before.change = Change::Set(object);
@@ -176,7 +176,7 @@ impl Compiler {
                 self.set_adjacency(&name, before.peer.0);
                 self.set_path_mtu(&name, before.peer.1);
             }
-            ObjectKey::Node => {}
+            ObjectKey::Node | ObjectKey::Service(_) | ObjectKey::Egress(_) => {}
         }
     }
 
@@ -191,6 +191,11 @@ impl Compiler {
             Change::Remove(ObjectKey::Node) => self.remove_node(),
             Change::Remove(ObjectKey::Peer(name)) => self.remove_peer(&name),
             Change::Remove(ObjectKey::Endpoint(name)) => Ok(self.remove_endpoint(&name)),
+            Change::Set(object @ (Object::Service(_) | Object::Egress(_))) => {
+                let what = format!("{} is of a kind that is not supported yet", object.key());
+                Err(ApiError::new(ErrorCode::Unsupported, what))
+            }
+            Change::Remove(ObjectKey::Service(_) | ObjectKey::Egress(_)) => Ok(Vec::new()),
         }
     }
 
@@ -203,6 +208,7 @@ impl Compiler {
             ObjectKey::Endpoint(name) => {
                 self.endpoints.get(name).map(|r| Object::Endpoint(r.object.clone()))
             }
+            ObjectKey::Service(_) | ObjectKey::Egress(_) => None,
         }
     }
 
