@@ -11,7 +11,8 @@
 //! | [`io`]: where frames come from and go to | packet |
 //! | [`worker`]: the poll loop | all above |
 //!
-//! `unsafe` is kept in `io/af_xdp`; the one exception is `packet/prefetch.rs`, a hint to the cache.
+//! `unsafe` is kept in `io/af_xdp`; the exceptions are `packet/prefetch.rs`, a hint to the cache, and
+//! `packet/region.rs`, memory for large tables.
 
 pub mod io;
 pub mod node;

@@ -24,7 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 const PHASES: &[&str] = &["ingress", "lookup", "resolve", "transmit"];
 
 /// Where `unsafe` may stand, in `dataplane/src`.
-const UNSAFE: &[&str] = &["io/af_xdp/", "packet/prefetch.rs"];
+const UNSAFE: &[&str] = &["io/af_xdp/", "packet/prefetch.rs", "packet/region.rs"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

@@ -5,5 +5,6 @@ pub mod frame;
 pub mod meta;
 pub mod pool;
 pub mod prefetch;
+pub mod region;
 pub mod vector;
 pub mod verdict;

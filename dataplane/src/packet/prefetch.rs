@@ -1,6 +1,6 @@
 //! Hints to the cache.
 //!
-//! The one use of `unsafe` outside of the I/O edge: the hint has no safe spelling on the stable
+//! One of two uses of `unsafe` outside of the I/O edge: the hint has no safe spelling on the stable
 //! toolchain, and it is sound for every address, valid or not.
 #![allow(unsafe_code)]
 
