@@ -358,6 +358,7 @@ impl Process {
                     self.detach_endpoint(&name);
                     steer = true;
                 }
+                Effect::Services | Effect::Egress => {}
             }
         }
         if steer {

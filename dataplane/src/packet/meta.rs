@@ -55,6 +55,8 @@ pub enum Target {
     Underlay(u32),
     /// The underlay, but no next hop is known yet for the address (flat mode).
     UnderlayUnknown,
+    /// A service, by VIP number (see `tables/services`).
+    Service(u32),
 }
 
 impl Route {
@@ -75,6 +77,7 @@ impl Route {
             Target::Gateway => (4, 0),
             Target::Underlay(index) => (5, index),
             Target::UnderlayUnknown => (6, 0),
+            Target::Service(vip) => (7, vip),
         };
         Self(kind << Self::SHIFT | index & Self::INDEX)
     }
@@ -91,6 +94,7 @@ impl Route {
             4 => Target::Gateway,
             5 => Target::Underlay(index),
             6 => Target::UnderlayUnknown,
+            7 => Target::Service(index),
             _ => Target::None,
         }
     }
@@ -196,6 +200,8 @@ mod tests {
             Target::Gateway,
             Target::Underlay(3),
             Target::UnderlayUnknown,
+            Target::Service(0),
+            Target::Service(Route::MAX_INDEX),
         ] {
             assert_eq!(Route::new(target).target(), target);
             assert_eq!(Route::new(target).is_some(), target != Target::None);

@@ -84,6 +84,10 @@ bucket!(
     /// Three IPv6 addresses.
     Bucket6, u128, 3
 );
+bucket!(
+    /// Five keys of 64 bits.
+    Bucket8, u64, 5
+);
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -93,6 +97,19 @@ impl Key for u32 {
     #[inline]
     fn mix(self) -> u64 {
         let product = u128::from(u64::from(self) ^ 0x5bd1_e995_7f4a_7c15) * u128::from(MULTIPLIER);
+        (product >> 64) as u64 ^ product as u64
+    }
+}
+
+impl Key for u64 {
+    type Bucket = Bucket8;
+
+    #[inline]
+    fn mix(self) -> u64 {
+        let product = u128::from(self ^ 0x5bd1_e995_7f4a_7c15) * u128::from(MULTIPLIER);
+        let folded = (product >> 64) as u64 ^ product as u64;
+        // Twice: the keys differ in few bits, and high ones among them.
+        let product = u128::from(folded) * u128::from(MULTIPLIER);
         (product >> 64) as u64 ^ product as u64
     }
 }
@@ -356,6 +373,7 @@ mod tests {
     fn a_bucket_is_one_cache_line() {
         assert_eq!(std::mem::size_of::<Bucket4>(), 64);
         assert_eq!(std::mem::size_of::<Bucket6>(), 64);
+        assert_eq!(std::mem::size_of::<Bucket8>(), 64);
     }
 
     fn agrees<K: Key + std::hash::Hash>(steps: &[(K, u32)]) {
@@ -392,6 +410,9 @@ mod tests {
                 .map(|(key, value)| (u128::from(*key) << 64 | 0xfd00, *value))
                 .collect();
             agrees(&wide);
+            let ports: Vec<_> =
+                steps.iter().map(|(key, value)| (u64::from(*key) << 40 | 6 << 16, *value)).collect();
+            agrees(&ports);
         }
     }
 

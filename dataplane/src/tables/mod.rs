@@ -2,22 +2,28 @@
 //! snapshot.
 
 pub mod compile;
+pub mod egress;
 pub mod endpoints;
 pub mod hash;
+pub mod intervals;
+pub mod maglev;
 pub mod node;
 pub mod paged;
 pub mod peers;
 pub mod publish;
 pub mod routes;
+pub mod services;
 
 use std::sync::Arc;
 
+use self::egress::EgressTables;
 use self::endpoints::{EndpointEntry, PortEntry};
 use self::hash::Map;
 use self::node::NodeEntry;
 use self::paged::Paged;
 use self::peers::{Adjacency, PeerEntry};
 use self::routes::RouteTables;
+use self::services::ServiceTables;
 use crate::packet::meta::Target;
 
 /// All tables, of one generation.
@@ -41,6 +47,10 @@ pub struct Snapshot {
     pub peers_v6: Map<u128>,
     /// Next hops of flat mode.
     pub next_hops: Paged<Option<Adjacency>>,
+    /// Services.
+    pub services: ServiceTables,
+    /// How flows leave the cluster.
+    pub egress: Arc<EgressTables>,
 }
 
 impl Snapshot {
@@ -63,5 +73,7 @@ impl Snapshot {
             + self.peers_v6.bytes()
             + self.endpoints.len() * std::mem::size_of::<EndpointEntry>()
             + self.peers.len() * std::mem::size_of::<PeerEntry>()
+            + self.services.bytes()
+            + self.egress.bytes()
     }
 }

@@ -19,7 +19,7 @@ pub struct Routes<K: Key> {
 }
 
 /// An address as a key: bits, host order.
-pub trait Address: Key {
+pub trait Address: Key + Ord {
     /// Bits of an address.
     const BITS: u8;
     /// The mask of a prefix length.
@@ -27,6 +27,11 @@ pub trait Address: Key {
     /// The address's network under `mask`.
     #[must_use]
     fn network(self, mask: Self) -> Self;
+    /// The last address of its network under `mask`.
+    #[must_use]
+    fn last(self, mask: Self) -> Self;
+    /// The address behind it; none behind the last of all.
+    fn next(self) -> Option<Self>;
 }
 
 impl Address for u32 {
@@ -38,6 +43,12 @@ impl Address for u32 {
     fn network(self, mask: Self) -> Self {
         self & mask
     }
+    fn last(self, mask: Self) -> Self {
+        self | !mask
+    }
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
+    }
 }
 
 impl Address for u128 {
@@ -48,6 +59,12 @@ impl Address for u128 {
     #[inline]
     fn network(self, mask: Self) -> Self {
         self & mask
+    }
+    fn last(self, mask: Self) -> Self {
+        self | !mask
+    }
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
     }
 }
 

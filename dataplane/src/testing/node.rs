@@ -222,7 +222,7 @@ impl MemoryNode {
                     }
                 }
                 Effect::PeerSet(name) => self.set_resolved(&name, true),
-                Effect::Node | Effect::PeerRemoved(_) => {}
+                Effect::Node | Effect::PeerRemoved(_) | Effect::Services | Effect::Egress => {}
             }
         }
         self.bench.publish();

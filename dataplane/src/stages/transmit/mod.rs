@@ -45,7 +45,9 @@ fn step(frame: &mut Frame, meta: &Meta, uplink: Verdict, cx: &Context<'_>) -> Ve
         Target::Host => deliver::to_host(cx),
         Target::Gateway => echo::step(frame, meta, cx),
         Target::Underlay(index) => deliver::to_next_hop(frame, index, uplink, cx),
-        Target::None | Target::UnderlayUnknown => Verdict::Drop(DropReason::NoRoute),
+        Target::None | Target::UnderlayUnknown | Target::Service(_) => {
+            Verdict::Drop(DropReason::NoRoute)
+        }
     }
 }
 

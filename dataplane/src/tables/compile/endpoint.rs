@@ -66,7 +66,8 @@ impl Compiler {
                 let what = format!("{address} is no pod's address");
                 return refuse(what, "addresses", "give a unicast address");
             }
-            let owner = if taken.is_some() && !matches!(taken.target(), Target::Underlay(_)) {
+            let gives_way = matches!(taken.target(), Target::Underlay(_) | Target::Service(_));
+            let owner = if taken.is_some() && !gives_way {
                 Some(self.owner(taken))
             } else {
                 // Flat mode: these have no route of their own.
@@ -134,6 +135,7 @@ impl Compiler {
             // A remote endpoint of flat mode has no route, but perhaps a next hop.
             self.forget_next_hop(*address);
             self.tables.routes.set_host(*address, Route(0));
+            self.route_vip(*address);
         }
         if let Some(index) = record.index {
             if let Some(place) = self.tables.endpoints.get_mut(index) {

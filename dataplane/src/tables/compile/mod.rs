@@ -4,10 +4,12 @@
 //! entries that depend on it and nothing else. A list of changes is applied as a whole or not at
 //! all: what was done before a refusal is undone.
 
+mod egress;
 mod endpoint;
 mod names;
 mod peer;
 mod ranges;
+mod service;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,12 +18,15 @@ use std::sync::Arc;
 use overlane_api::protocol::{ApiError, ErrorCode};
 use overlane_api::{Change, Endpoint, Mode, Node, Object, ObjectKey, Peer, WorkerId};
 
+use self::egress::Rules;
 use self::names::Names;
 use self::ranges::Ranges;
+use self::service::Services;
 use super::Snapshot;
 use super::endpoints::{EndpointEntry, PortEntry};
 use super::node::{HostBinding, NodeEntry, UplinkBinding};
 use super::peers::Adjacency;
+use super::services::UNASSIGNED;
 use crate::packet::meta::{Origin, Route, Target};
 use crate::packet::verdict::PortId;
 
@@ -38,6 +43,10 @@ pub enum Effect {
     EndpointSet(String),
     /// A local endpoint was removed: detach its interface.
     EndpointRemoved(String),
+    /// Services answer at other addresses, protocols or ports than before.
+    Services,
+    /// Egress rules were added, changed or removed.
+    Egress,
 }
 
 /// What is known of a local endpoint's attachment.
@@ -102,6 +111,8 @@ pub struct Compiler {
     next_hops: HashMap<IpAddr, u32>,
     /// Flat mode: addresses of remote endpoints, which have no route of their own, and whose.
     unrouted: HashMap<IpAddr, String>,
+    services: Services,
+    egress: Rules,
     tables: Snapshot,
 }
 
@@ -131,14 +142,25 @@ impl Compiler {
                     undo.push(before);
                 }
                 Err(error) => {
-                    for step in undo.into_iter().rev() {
-                        self.restore(step);
-                    }
+                    self.undo(undo);
                     return Err(error);
                 }
             }
         }
+        if let Err(error) = self.finish_egress() {
+            self.undo(undo);
+            return Err(error);
+        }
         Ok(effects)
+    }
+
+    fn undo(&mut self, steps: Vec<Before>) {
+        for step in steps.into_iter().rev() {
+            self.restore(step);
+        }
+        // These rules were accepted before.
+        let undone = self.finish_egress();
+        debug_assert!(undone.is_ok());
     }
 
     /// What there is of `key` now, and what has been found out about it.
@@ -191,11 +213,10 @@ impl Compiler {
             Change::Remove(ObjectKey::Node) => self.remove_node(),
             Change::Remove(ObjectKey::Peer(name)) => self.remove_peer(&name),
             Change::Remove(ObjectKey::Endpoint(name)) => Ok(self.remove_endpoint(&name)),
-            Change::Set(object @ (Object::Service(_) | Object::Egress(_))) => {
-                let what = format!("{} is of a kind that is not supported yet", object.key());
-                Err(ApiError::new(ErrorCode::Unsupported, what))
-            }
-            Change::Remove(ObjectKey::Service(_) | ObjectKey::Egress(_)) => Ok(Vec::new()),
+            Change::Set(Object::Service(service)) => self.set_service(service),
+            Change::Set(Object::Egress(rule)) => self.set_egress(rule),
+            Change::Remove(ObjectKey::Service(name)) => Ok(self.remove_service(&name)),
+            Change::Remove(ObjectKey::Egress(name)) => Ok(self.remove_egress(&name)),
         }
     }
 
@@ -208,7 +229,8 @@ impl Compiler {
             ObjectKey::Endpoint(name) => {
                 self.endpoints.get(name).map(|r| Object::Endpoint(r.object.clone()))
             }
-            ObjectKey::Service(_) | ObjectKey::Egress(_) => None,
+            ObjectKey::Service(name) => self.services.get(name).cloned().map(Object::Service),
+            ObjectKey::Egress(name) => self.egress.get(name).cloned().map(Object::Egress),
         }
     }
 
@@ -218,6 +240,8 @@ impl Compiler {
         let keys = self.node.iter().map(|_| ObjectKey::Node);
         let keys = keys.chain(self.peers.keys().cloned().map(ObjectKey::Peer));
         let keys = keys.chain(self.endpoints.keys().cloned().map(ObjectKey::Endpoint));
+        let keys = keys.chain(self.services.names().cloned().map(ObjectKey::Service));
+        let keys = keys.chain(self.egress.names().cloned().map(ObjectKey::Egress));
         keys.filter_map(|key| self.object(&key).map(|object| (key, object.digest()))).collect()
     }
 
@@ -240,6 +264,7 @@ impl Compiler {
         self.route_node();
         self.rebuild_node();
         self.rebuild_peers();
+        self.egress.mark_stale();
         let mut effects = vec![Effect::Node];
         // The next hops and the attachments may depend on the uplink, the mode and the MTU.
         effects.extend(self.peers.keys().cloned().map(Effect::PeerSet));
@@ -248,6 +273,7 @@ impl Compiler {
     }
 
     fn check_node(&self, node: &Node) -> Result<(), ApiError> {
+        egress::check_settings(node)?;
         let refuse = |what: String, field: &str, hint: &str| {
             Err(ApiError::new(ErrorCode::Refused, what)
                 .at(format!("node {}: {field}", node.name))
@@ -259,7 +285,8 @@ impl Compiler {
         for (addresses, field) in lists {
             for address in addresses {
                 let old = self.tables.routes.host(*address);
-                if old.is_some() && !own(old) && !matches!(old.target(), Target::Underlay(_)) {
+                let gives_way = matches!(old.target(), Target::Underlay(_) | Target::Service(_));
+                if old.is_some() && !own(old) && !gives_way {
                     let what = format!("address {address} belongs to {} already", self.owner(old));
                     return refuse(what, field, "no two nodes or pods may share an address");
                 }
@@ -290,23 +317,32 @@ impl Compiler {
         self.unroute_node();
         self.node = None;
         self.rebuild_node();
+        self.egress.mark_stale();
         Ok(vec![Effect::Node])
     }
 
     fn unroute_node(&mut self) {
         let Some(node) = &self.node else { return };
-        for address in node.addresses.iter().chain(&node.gateway_addresses) {
-            self.tables.routes.set_host(*address, Route(0));
+        for cidr in &node.service_cidrs {
+            self.tables.routes.set_prefix(*cidr, Route(0));
         }
         if node.mode == Mode::Flat {
             for prefix in everything() {
                 self.tables.routes.set_prefix(prefix, Route(0));
             }
         }
+        let addresses = node.addresses.iter().chain(&node.gateway_addresses);
+        for address in addresses.copied().collect::<Vec<_>>() {
+            self.tables.routes.set_host(address, Route(0));
+            self.route_vip(address);
+        }
     }
 
     fn route_node(&mut self) {
         let Some(node) = &self.node else { return };
+        for cidr in &node.service_cidrs {
+            self.tables.routes.set_prefix(*cidr, Route::new(Target::Service(UNASSIGNED)));
+        }
         for address in &node.addresses {
             self.tables.routes.set_host(*address, Route::new(Target::Host));
         }
@@ -402,6 +438,9 @@ impl Compiler {
             Target::Peer(index) => name(&self.peer_names, index, "an endpoint of node or node"),
             Target::Host => "this node".into(),
             Target::Gateway => "the pods' gateway".into(),
+            Target::Service(vip) => {
+                format!("services at {}", self.services.vip_name(vip).unwrap_or("no address"))
+            }
             _ => "nobody".into(),
         }
     }

@@ -44,6 +44,7 @@ impl Compiler {
         self.route_peer(&name);
         self.rebuild_peer(&name);
         self.rebuild_node();
+        self.refresh_holders();
         Ok(vec![Effect::PeerSet(name)])
     }
 
@@ -60,7 +61,10 @@ impl Compiler {
         for address in &peer.addresses {
             let route = self.tables.routes.host(*address);
             let taken = match route.target() {
-                Target::None | Target::Underlay(_) | Target::UnderlayUnknown => None,
+                Target::None
+                | Target::Underlay(_)
+                | Target::UnderlayUnknown
+                | Target::Service(_) => None,
                 _ if own.is_some_and(|own| own.contains(address)) => None,
                 _ => Some(self.owner(route)),
             };
@@ -116,6 +120,12 @@ impl Compiler {
             };
         }
         if peer.mode == Mode::Flat {
+            for address in &peer.addresses {
+                // Its route is the one to everything; a service gives way to that too.
+                if matches!(self.tables.routes.host(*address).target(), Target::Service(_)) {
+                    self.tables.routes.set_host(*address, Route(0));
+                }
+            }
             return;
         }
         let route = Route::new(Target::Peer(index));
@@ -128,6 +138,14 @@ impl Compiler {
     }
 
     fn unroute_peer(&mut self, name: &str) {
+        self.unroute_ranges(name);
+        let addresses = self.peer(name).map(|peer| peer.addresses.clone()).unwrap_or_default();
+        for address in addresses {
+            self.route_vip(address);
+        }
+    }
+
+    fn unroute_ranges(&mut self, name: &str) {
         let Some(record) = self.peers.get(name) else { return };
         if let Some(count) = self.peer_modes.get_mut(&record.object.mode) {
             *count -= 1;
@@ -187,6 +205,7 @@ impl Compiler {
         }
         self.peer_names.release(record.index);
         self.rebuild_node();
+        self.refresh_holders();
         Ok(vec![Effect::PeerRemoved(record.object)])
     }
 
