@@ -166,7 +166,9 @@ impl EgressTables {
             }
             Some(Action::Gateway) => EgressDecision::Gateway(rule),
             Some(Action::Deny) => EgressDecision::Deny,
-            Some(Action::None) | None => EgressDecision::None,
+            Some(Action::None) => EgressDecision::None,
+            // Nothing is known yet, this node least of all.
+            None => EgressDecision::NoAddress,
         }
     }
 

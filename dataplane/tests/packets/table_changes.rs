@@ -322,3 +322,15 @@ fn a_list_may_go_to_and_fro() {
     all_works(&mut bed, Mode::Geneve);
     bed.close();
 }
+
+#[test]
+fn a_node_that_came_after_its_peers_is_undone_with_the_rest() {
+    let mut compiler = overlane_dataplane::tables::compile::Compiler::new(1);
+    compiler.apply(vec![set_peer(objects::peer(1, Mode::Flat))]).unwrap();
+    let bad = set_endpoint(Endpoint { addresses: Vec::new(), ..objects::local_pod(0, 0) });
+    let node = Change::Set(Object::Node(objects::node(Mode::Geneve, Underlay::Ipv4)));
+    let gone = Change::Remove(ObjectKey::Peer("b".into()));
+    compiler.apply(vec![node, gone, bad]).unwrap_err();
+    let keys: Vec<ObjectKey> = compiler.installed().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(keys, [ObjectKey::Peer("b".into())]);
+}

@@ -216,17 +216,16 @@ pub(super) fn check_settings(node: &Node) -> Result<(), ApiError> {
 }
 
 impl Compiler {
-    pub(super) fn set_egress(&mut self, rule: Egress) -> Result<Vec<Effect>, ApiError> {
-        self.check_egress(&rule)?;
+    pub(super) fn set_egress(&mut self, rule: Egress) -> Vec<Effect> {
         self.egress.insert(rule);
-        Ok(vec![Effect::Egress])
+        vec![Effect::Egress]
     }
 
     pub(super) fn remove_egress(&mut self, name: &str) -> Vec<Effect> {
         if self.egress.remove(name) { vec![Effect::Egress] } else { Vec::new() }
     }
 
-    fn check_egress(&self, rule: &Egress) -> Result<(), ApiError> {
+    pub(super) fn check_egress(&self, rule: &Egress) -> Result<(), ApiError> {
         let refuse = |what: String, field: &str, hint: &str| {
             let at = format!("egress {}: {field}", rule.name);
             Err(ApiError::new(ErrorCode::Refused, what).at(at).hint(hint))

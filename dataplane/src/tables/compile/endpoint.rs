@@ -16,8 +16,7 @@ fn ports_of(binding: Binding) -> impl Iterator<Item = PortId> {
 }
 
 impl Compiler {
-    pub(super) fn set_endpoint(&mut self, endpoint: Endpoint) -> Result<Vec<Effect>, ApiError> {
-        self.check_endpoint(&endpoint)?;
+    pub(super) fn set_endpoint(&mut self, endpoint: Endpoint) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut kept = None;
         if let Some(old) = self.endpoints.get(&endpoint.name) {
@@ -37,10 +36,10 @@ impl Compiler {
         if self.endpoints.get(&name).is_some_and(|record| record.index.is_some()) {
             effects.push(Effect::EndpointSet(name));
         }
-        Ok(effects)
+        effects
     }
 
-    fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), ApiError> {
+    pub(super) fn check_endpoint(&self, endpoint: &Endpoint) -> Result<(), ApiError> {
         let refuse = |what: String, field: &str, hint: &str| {
             Err(ApiError::new(ErrorCode::Refused, what)
                 .at(format!("endpoint {}: {field}", endpoint.name))

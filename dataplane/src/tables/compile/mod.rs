@@ -189,9 +189,8 @@ impl Compiler {
             Change::Set(object) => object.key(),
             Change::Remove(key) => key.clone(),
         };
-        // It is a state that was accepted before.
-        let undone = self.change(before.change);
-        debug_assert!(undone.is_ok());
+        // Not checked: the state is one that was accepted before, if perhaps by another way.
+        self.carry_out(before.change);
         match key {
             ObjectKey::Endpoint(name) => self.bind_endpoint(&name, before.binding),
             ObjectKey::Peer(name) => {
@@ -203,20 +202,42 @@ impl Compiler {
     }
 
     fn change(&mut self, change: Change) -> Result<Vec<Effect>, ApiError> {
+        if let Change::Set(object) = &change
+            && self.object(&object.key()).as_ref() == Some(object)
+        {
+            return Ok(Vec::new());
+        }
+        self.check(&change)?;
+        Ok(self.carry_out(change))
+    }
+
+    fn check(&self, change: &Change) -> Result<(), ApiError> {
         match change {
-            Change::Set(object) if self.object(&object.key()).as_ref() == Some(&object) => {
-                Ok(Vec::new())
-            }
+            Change::Set(Object::Node(node)) => self.check_node(node),
+            Change::Set(Object::Peer(peer)) => self.check_peer(peer),
+            Change::Set(Object::Endpoint(endpoint)) => self.check_endpoint(endpoint),
+            Change::Set(Object::Service(service)) => self.check_service(service),
+            Change::Set(Object::Egress(rule)) => self.check_egress(rule),
+            Change::Remove(ObjectKey::Node) => self.check_node_removal(),
+            Change::Remove(ObjectKey::Peer(name)) => self.check_peer_removal(name),
+            Change::Remove(
+                ObjectKey::Endpoint(_) | ObjectKey::Service(_) | ObjectKey::Egress(_),
+            ) => Ok(()),
+        }
+    }
+
+    fn carry_out(&mut self, change: Change) -> Vec<Effect> {
+        match change {
             Change::Set(Object::Node(node)) => self.set_node(node),
             Change::Set(Object::Peer(peer)) => self.set_peer(peer),
             Change::Set(Object::Endpoint(endpoint)) => self.set_endpoint(endpoint),
-            Change::Remove(ObjectKey::Node) => self.remove_node(),
-            Change::Remove(ObjectKey::Peer(name)) => self.remove_peer(&name),
-            Change::Remove(ObjectKey::Endpoint(name)) => Ok(self.remove_endpoint(&name)),
             Change::Set(Object::Service(service)) => self.set_service(service),
             Change::Set(Object::Egress(rule)) => self.set_egress(rule),
-            Change::Remove(ObjectKey::Service(name)) => Ok(self.remove_service(&name)),
-            Change::Remove(ObjectKey::Egress(name)) => Ok(self.remove_egress(&name)),
+            Change::Remove(ObjectKey::Node) => self.remove_node(),
+            Change::Remove(ObjectKey::Peer(name)) => self.remove_peer(&name),
+            Change::Remove(ObjectKey::Endpoint(name)) => self.remove_endpoint(&name),
+            Change::Remove(ObjectKey::Service(name)) => self.remove_service(&name),
+            Change::Remove(ObjectKey::Egress(name)) => self.remove_egress(&name),
         }
     }
 
@@ -257,8 +278,7 @@ impl Compiler {
         self.node.as_ref()
     }
 
-    fn set_node(&mut self, node: Node) -> Result<Vec<Effect>, ApiError> {
-        self.check_node(&node)?;
+    fn set_node(&mut self, node: Node) -> Vec<Effect> {
         self.unroute_node();
         self.node = Some(node);
         self.route_node();
@@ -269,7 +289,7 @@ impl Compiler {
         // The next hops and the attachments may depend on the uplink, the mode and the MTU.
         effects.extend(self.peers.keys().cloned().map(Effect::PeerSet));
         effects.extend(self.local_names().map(Effect::EndpointSet));
-        Ok(effects)
+        effects
     }
 
     fn check_node(&self, node: &Node) -> Result<(), ApiError> {
@@ -301,7 +321,7 @@ impl Compiler {
         Ok(())
     }
 
-    fn remove_node(&mut self) -> Result<Vec<Effect>, ApiError> {
+    fn check_node_removal(&self) -> Result<(), ApiError> {
         if !self.peers.is_empty() || !self.endpoints.is_empty() {
             return Err(ApiError::new(
                 ErrorCode::Refused,
@@ -314,11 +334,15 @@ impl Compiler {
             .at("node")
             .hint("remove them first"));
         }
+        Ok(())
+    }
+
+    fn remove_node(&mut self) -> Vec<Effect> {
         self.unroute_node();
         self.node = None;
         self.rebuild_node();
         self.egress.mark_stale();
-        Ok(vec![Effect::Node])
+        vec![Effect::Node]
     }
 
     fn unroute_node(&mut self) {

@@ -15,8 +15,7 @@ use crate::tables::peers::{Adjacency, PeerEntry};
 const MAX_NEXT_HOPS: usize = 4096;
 
 impl Compiler {
-    pub(super) fn set_peer(&mut self, peer: Peer) -> Result<Vec<Effect>, ApiError> {
-        self.check_peer(&peer)?;
+    pub(super) fn set_peer(&mut self, peer: Peer) -> Vec<Effect> {
         let name = peer.name.clone();
         if let Some(record) = self.peers.get(&name) {
             let index = record.index;
@@ -45,10 +44,10 @@ impl Compiler {
         self.rebuild_peer(&name);
         self.rebuild_node();
         self.refresh_holders();
-        Ok(vec![Effect::PeerSet(name)])
+        vec![Effect::PeerSet(name)]
     }
 
-    fn check_peer(&self, peer: &Peer) -> Result<(), ApiError> {
+    pub(super) fn check_peer(&self, peer: &Peer) -> Result<(), ApiError> {
         let refuse = |what: String, field: &str, hint: &str| {
             Err(ApiError::new(ErrorCode::Refused, what)
                 .at(format!("peer {}: {field}", peer.name))
@@ -188,25 +187,28 @@ impl Compiler {
         }
     }
 
-    pub(super) fn remove_peer(&mut self, name: &str) -> Result<Vec<Effect>, ApiError> {
-        let Some(record) = self.peers.get(name) else { return Ok(Vec::new()) };
-        if record.endpoints > 0 {
-            return Err(ApiError::new(
+    pub(super) fn check_peer_removal(&self, name: &str) -> Result<(), ApiError> {
+        match self.peers.get(name) {
+            Some(record) if record.endpoints > 0 => Err(ApiError::new(
                 ErrorCode::Refused,
                 format!("{} endpoints are still there", record.endpoints),
             )
             .at(format!("peer {name}"))
-            .hint("remove or move them first"));
+            .hint("remove or move them first")),
+            _ => Ok(()),
         }
+    }
+
+    pub(super) fn remove_peer(&mut self, name: &str) -> Vec<Effect> {
         self.unroute_peer(name);
-        let Some(record) = self.peers.remove(name) else { return Ok(Vec::new()) };
+        let Some(record) = self.peers.remove(name) else { return Vec::new() };
         if let Some(place) = self.tables.peers.get_mut(record.index) {
             *place = PeerEntry::free();
         }
         self.peer_names.release(record.index);
         self.rebuild_node();
         self.refresh_holders();
-        Ok(vec![Effect::PeerRemoved(record.object)])
+        vec![Effect::PeerRemoved(record.object)]
     }
 
     fn rebuild_peer(&mut self, name: &str) {

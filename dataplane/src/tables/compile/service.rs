@@ -167,8 +167,7 @@ fn backends_of<K: BackendAddress>(
 }
 
 impl Compiler {
-    pub(super) fn set_service(&mut self, service: Service) -> Result<Vec<Effect>, ApiError> {
-        self.check_service(&service)?;
+    pub(super) fn set_service(&mut self, service: Service) -> Vec<Effect> {
         let name = service.name.clone();
         let old = self.services.records.remove(&name);
         let index = old.as_ref().map_or_else(|| self.services.names.claim(&name), |o| o.index);
@@ -190,7 +189,7 @@ impl Compiler {
         let entry = self.service_entry(&service, old.as_ref());
         self.tables.services.set_service(index, Some(entry));
         self.services.records.insert(name, Record { object: service, index });
-        Ok(effects)
+        effects
     }
 
     fn service_entry(&self, service: &Service, old: Option<&Record>) -> ServiceEntry {
@@ -220,7 +219,7 @@ impl Compiler {
         }
     }
 
-    fn check_service(&self, service: &Service) -> Result<(), ApiError> {
+    pub(super) fn check_service(&self, service: &Service) -> Result<(), ApiError> {
         let refuse = |(what, field, hint): Wrong| {
             let at = format!("service {}: {field}", service.name);
             ApiError::new(ErrorCode::Refused, what).at(at).hint(hint)
