@@ -1,6 +1,7 @@
 //! L1: what one packet is while it is inside: its frame, what is known about it, its verdict.
 
 pub mod drop;
+pub mod flow_key;
 pub mod frame;
 pub mod meta;
 pub mod pool;

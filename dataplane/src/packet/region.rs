@@ -15,7 +15,7 @@ use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-use bytemuck::Pod;
+use bytemuck::AnyBitPattern;
 use thiserror::Error;
 
 /// Bytes of a page. Every processor that AF_XDP runs on can map pages of this size.
@@ -46,7 +46,7 @@ pub enum RegionError {
 
 /// A slice of fixed length in a mapping of its own, page-aligned, all zero at first.
 #[derive(Debug)]
-pub struct Region<T: Pod> {
+pub struct Region<T: AnyBitPattern> {
     /// First entry; start of the mapping, when there is one.
     base: NonNull<T>,
     len: usize,
@@ -57,11 +57,11 @@ pub struct Region<T: Pod> {
 }
 
 // SAFETY: a region owns its memory as a Box<[T]> does; nothing else refers to the mapping.
-unsafe impl<T: Pod + Send> Send for Region<T> {}
+unsafe impl<T: AnyBitPattern + Send> Send for Region<T> {}
 // SAFETY: as above; a shared region gives out shared slices only.
-unsafe impl<T: Pod + Sync> Sync for Region<T> {}
+unsafe impl<T: AnyBitPattern + Sync> Sync for Region<T> {}
 
-impl<T: Pod> Region<T> {
+impl<T: AnyBitPattern> Region<T> {
     /// Maps `len` entries of zeroes. Huge pages are asked for when the region can hold one; where
     /// the system refuses them it has normal ones.
     ///
@@ -171,20 +171,20 @@ fn advise_huge(base: NonNull<u8>, bytes: usize) -> bool {
     unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) == 0 }
 }
 
-impl<T: Pod> Deref for Region<T> {
+impl<T: AnyBitPattern> Deref for Region<T> {
     type Target = [T];
 
     #[inline]
     fn deref(&self) -> &[T] {
         // SAFETY: `base` is aligned and valid for `len` entries (or dangling, with a length of 0).
-        // The mapping began as zeroes and only values of T have been written since; for Pod types
-        // every bit pattern is a value. It lives as long as `self`, and while it is shared there is
+        // The mapping began as zeroes and only values of T have been written since; for types
+        // with AnyBitPattern all bytes are a value. It lives as long as `self`, and while it is shared there is
         // no `&mut self` to write through.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
     }
 }
 
-impl<T: Pod> DerefMut for Region<T> {
+impl<T: AnyBitPattern> DerefMut for Region<T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as for `deref`; `&mut self` makes this the only access.
@@ -192,7 +192,7 @@ impl<T: Pod> DerefMut for Region<T> {
     }
 }
 
-impl<T: Pod> Drop for Region<T> {
+impl<T: AnyBitPattern> Drop for Region<T> {
     fn drop(&mut self) {
         // SAFETY: the mapping is this region's own, made of whole pages, and ends with it. Entries
         // are plain data and need no destructor.
