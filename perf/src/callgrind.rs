@@ -19,8 +19,8 @@ const STAGES: [(&str, &str); 8] = [
     ("ingress::from_inside", "ingress: parse, source check"),
     ("ingress::decap::phase", "ingress: decap, parse"),
     ("ingress::peer_check::phase", "ingress: peer check"),
-    ("resolve::route::phase", "resolve: route, hop"),
-    ("stages::transmit::phase", "transmit: encap, deliver"),
+    ("resolve::route::phase", "resolve: route"),
+    ("stages::forward", "hop; transmit: encap, deliver"),
     ("::dispatch", "dispatch, ports included"),
     ("::after_work", "recycle, ports included"),
 ];

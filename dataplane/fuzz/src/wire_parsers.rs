@@ -78,11 +78,13 @@ fn network(bytes: &[u8]) {
 fn change_ipv4(ip: Ipv4<'_>) {
     let mut packet = ip.packet().to_vec();
     let right = ip.verify_checksum();
-    let decremented = ipv4::decrement_ttl(&mut packet);
-    assert_eq!(decremented, ip.ttl() != 0);
+    let ttl = ip.ttl().saturating_sub(1);
+    if ip.ttl() != 0 {
+        ipv4::lower_ttl(packet.first_chunk_mut().expect("it was parsed"), ttl);
+    }
     assert!(ipv4::set_ecn(&mut packet, Ecn::Ce));
     let changed = Ipv4::parse(&packet).expect("no length has changed");
-    assert_eq!(changed.ttl(), ip.ttl().saturating_sub(1));
+    assert_eq!(changed.ttl(), ttl);
     assert_eq!((changed.dscp(), changed.ecn()), (ip.dscp(), Ecn::Ce));
     assert_eq!(changed.verify_checksum(), right);
     assert_eq!(changed.payload(), ip.payload());
@@ -90,7 +92,8 @@ fn change_ipv4(ip: Ipv4<'_>) {
 
 fn change_ipv6(ip: Ipv6<'_>) {
     let mut packet = ip.packet().to_vec();
-    assert_eq!(ipv6::decrement_hop_limit(&mut packet), ip.hop_limit() != 0);
+    let hop_limit = ip.hop_limit().wrapping_sub(1);
+    ipv6::set_hop_limit(packet.first_chunk_mut::<40>().expect("it was parsed"), hop_limit);
     assert!(ipv6::set_ecn(&mut packet, Ecn::Ect1));
     let changed = Ipv6::parse(&packet).expect("no length has changed");
     assert_eq!((changed.dscp(), changed.ecn()), (ip.dscp(), Ecn::Ect1));

@@ -1,6 +1,8 @@
 //! What the steps know about a packet. Written by one step, read by later ones; the bytes are
 //! not looked at again.
 
+use overlane_api::Mode;
+
 use super::verdict::Verdict;
 use crate::packet::verdict::PortId;
 
@@ -18,6 +20,15 @@ pub enum Origin {
     Tunnel,
     /// Made here: an ICMP error, a fragment.
     Local,
+}
+
+impl Origin {
+    /// Did the packet come from the underlay, in a tunnel or not?
+    #[inline]
+    #[must_use]
+    pub const fn is_underlay(self) -> bool {
+        matches!(self, Self::Uplink | Self::Tunnel)
+    }
 }
 
 /// What is in the frame.
@@ -118,6 +129,10 @@ pub struct Meta {
     /// Hash of the flow {protocol, addresses, ports}; of {protocol, addresses} for a fragment.
     /// `ingress/parse`.
     pub hash: u32,
+    /// IPv4 source, host order; 0 for IPv6. `ingress/parse`.
+    pub source: u32,
+    /// IPv4 destination, host order; 0 for IPv6. `ingress/parse`.
+    pub destination: u32,
     /// The port it came from. The worker.
     pub port: PortId,
     /// Length of the IP packet, bytes. `ingress/parse`.
@@ -143,8 +158,13 @@ pub struct Meta {
     pub is_fragment: bool,
     /// May the packet's TTL still be lowered here? Not for packets made here.
     pub forwarded: bool,
-    /// Index of the peer that sent it, plus 1; 0: none. `ingress/decap`.
+    /// Index of the peer that sent it, plus 1; 0: none, or still to be found by `outer_source`.
+    /// `ingress/decap`, `ingress/peer_check`.
     pub peer: u32,
+    /// IPv4 source of the outer header, host order; 0: none. `ingress/decap`.
+    pub outer_source: u32,
+    /// Which tunnel it came in. `ingress/decap`.
+    pub tunnel: Mode,
 }
 
 impl Meta {
@@ -156,6 +176,8 @@ impl Meta {
             verdict: Verdict::Pending,
             route: Route(0),
             hash: 0,
+            source: 0,
+            destination: 0,
             port,
             ip_len: 0,
             l4: 0,
@@ -169,6 +191,8 @@ impl Meta {
             is_fragment: false,
             forwarded: true,
             peer: 0,
+            outer_source: 0,
+            tunnel: Mode::Native,
         }
     }
 

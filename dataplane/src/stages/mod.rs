@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! pod, host  parse, source check ----------------\
-//! uplink     parse -> decap -> parse -> peer check -> route -> hop -> transmit -> (verdict)
-//! handed over, held, made here ------------------------^ or here -^
+//! uplink     parse -> decap -> parse -> peer check -> route -> hop, transmit -> (verdict)
+//! handed over, held, made here ------------------------^
 //! ```
 //! A step is a plain function on one packet; a phase runs it over the vector, asking for the
 //! memory that the next one will touch. A step never touches a socket or a clock. Connections
@@ -20,8 +20,12 @@ pub mod transmit;
 
 use overlane_api::WorkerId;
 
+use crate::packet::drop::DropReason;
+use crate::packet::frame::Frame;
+use crate::packet::meta::{Meta, Origin, Target};
 use crate::packet::pool::FramePool;
 use crate::packet::vector::Vector;
+use crate::packet::verdict::Verdict;
 use crate::tables::Snapshot;
 
 /// What the steps of one worker use besides the packets.
@@ -64,7 +68,7 @@ pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
     ingress::from_inside(vector, cx);
     answer_link_messages(vector, cx);
     resolve::route::phase(vector, cx);
-    transmit::phase(vector, cx);
+    forward(vector, cx);
 }
 
 /// A vector from the uplink.
@@ -73,7 +77,7 @@ pub fn from_uplink(vector: &mut Vector, cx: &mut Context<'_>) {
     answer_link_messages(vector, cx);
     ingress::peer_check::phase(vector, cx);
     resolve::route::phase(vector, cx);
-    transmit::phase(vector, cx);
+    forward(vector, cx);
 }
 
 /// ARP and neighbour discovery are rare: a pass over the vector only when it has any.
@@ -86,11 +90,70 @@ fn answer_link_messages(vector: &mut Vector, cx: &mut Context<'_>) {
 /// A vector whose packets were routed before: handed over by another worker.
 pub fn from_worker(vector: &mut Vector, cx: &mut Context<'_>) {
     resolve::route::confirm(vector, cx);
-    transmit::phase(vector, cx);
+    forward(vector, cx);
 }
 
 /// A vector whose packets were parsed before: held for a next hop, or made here.
 pub fn from_here(vector: &mut Vector, cx: &mut Context<'_>) {
     resolve::route::phase(vector, cx);
-    transmit::phase(vector, cx);
+    forward(vector, cx);
+}
+
+/// Gives every undecided packet its way out; then does what the others' verdicts ask for.
+#[inline(never)]
+fn forward(vector: &mut Vector, cx: &mut Context<'_>) {
+    if !ways_out(vector, cx) && transmit::unsent(vector, cx) {
+        ways_out(vector, cx);
+    }
+}
+
+/// Gives every undecided packet its way out. Says whether all are sent.
+#[inline(never)]
+fn ways_out(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
+    let uplink = transmit::uplink(cx);
+    let mut all_sent = true;
+    for (frame, meta) in vector.packets() {
+        if meta.is_pending() {
+            meta.verdict = way_out(frame, meta, &uplink, cx).unwrap_or_else(|verdict| verdict);
+        }
+        all_sent &= matches!(meta.verdict, Verdict::Send(_));
+    }
+    all_sent
+}
+
+/// The way out of one packet: the hop, and then the bytes that leave. What the route names is
+/// looked up once for both.
+///
+/// # Errors
+/// The verdict about a packet that does not get that far.
+#[inline(always)]
+fn way_out(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    uplink: &Verdict,
+    cx: &mut Context<'_>,
+) -> Result<Verdict, Verdict> {
+    const NO_ROUTE: Verdict = Verdict::Drop(DropReason::NoRoute);
+    let tables = cx.tables;
+    match meta.route.target() {
+        Target::Peer(index) => {
+            let peer = tables.peers.get(index).ok_or(NO_ROUTE)?;
+            resolve::hop::to_underlay(meta, peer.mtu, tables)?;
+            Ok(transmit::encap::step(frame, meta, peer, uplink))
+        }
+        Target::Endpoint(index) => {
+            let endpoint = tables.endpoints.get(index).ok_or(NO_ROUTE)?;
+            resolve::hop::to_endpoint(meta, endpoint.mtu)?;
+            Ok(transmit::deliver::to_endpoint(frame, meta, endpoint, cx))
+        }
+        Target::Underlay(index) => {
+            resolve::hop::to_underlay(meta, tables.node.underlay_mtu, tables)?;
+            Ok(transmit::deliver::to_next_hop(frame, meta, index, uplink, cx))
+        }
+        _ if meta.origin == Origin::Uplink => Err(tables.node.host_verdict()),
+        Target::Host => Ok(transmit::deliver::to_host(cx)),
+        Target::Gateway => Ok(transmit::echo::step(frame, meta, cx)),
+        Target::UnderlayUnknown => Err(resolve::hop::to_unknown(frame, meta, cx)),
+        Target::None | Target::Service(_) => Err(NO_ROUTE),
+    }
 }

@@ -96,8 +96,9 @@ impl Key for u32 {
 
     #[inline]
     fn mix(self) -> u64 {
-        let product = u128::from(u64::from(self) ^ 0x5bd1_e995_7f4a_7c15) * u128::from(MULTIPLIER);
-        (product >> 64) as u64 ^ product as u64
+        // The upper bits choose the page, and bits that all of the key reaches the bucket.
+        let product = u64::from(self).wrapping_mul(MULTIPLIER);
+        product ^ product >> 32
     }
 }
 

@@ -4,6 +4,7 @@ use overlane_api::{MacAddr, Mode, Node, OuterDscp, OuterUdpChecksum, Underlay, W
 
 use crate::packet::drop::DropReason;
 use crate::packet::verdict::{PortId, Verdict};
+use crate::wire::ethernet::ETHERTYPE_TEB;
 
 /// The host port: where packets for the node's own stack go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,34 @@ pub struct UplinkBinding {
     pub ports: Vec<(WorkerId, PortId)>,
 }
 
+/// How a tunnel packet without options and flags is recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainTunnel {
+    /// UDP destination port, host order; more than 16 bits when this node expects none.
+    pub port: u32,
+    /// The tunnel header as a number.
+    pub header: u64,
+}
+
+impl PlainTunnel {
+    const NONE: Self = Self { port: u32::MAX, header: 0 };
+
+    /// `start` is what stands before the VNI.
+    fn new(node: &Node, port: u16, start: u32) -> Self {
+        if port == 0 || node.ipv4().is_none() {
+            return Self::NONE;
+        }
+        let vni = u64::from(node.encap.vni.get()) << 8;
+        Self { port: u32::from(port), header: u64::from(start) << 32 | vni }
+    }
+}
+
+impl Default for PlainTunnel {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 /// This node.
 #[derive(Debug, Clone, Default)]
 pub struct NodeEntry {
@@ -38,6 +67,8 @@ pub struct NodeEntry {
     pub geneve_port: u16,
     /// UDP port of VXLAN, host order; 0: nobody uses it.
     pub vxlan_port: u16,
+    /// Tunnels to this node's IPv4 address without options or flags: Geneve, VXLAN.
+    pub plain_tunnels: [PlainTunnel; 2],
     /// Source of inner frames.
     pub gateway_mac: MacAddr,
     /// The gateway's IPv4 address for answers of its own, host order; 0: none.
@@ -84,6 +115,12 @@ impl NodeEntry {
             vni: node.encap.vni.get(),
             geneve_port: node.encap.geneve_port,
             vxlan_port: node.encap.vxlan_port,
+            plain_tunnels: [
+                // Version 0, no options, no flags, Ethernet inside (RFC 8926 section 3.4).
+                PlainTunnel::new(node, node.encap.geneve_port, u32::from(ETHERTYPE_TEB)),
+                // The VNI is valid, nothing else (RFC 7348 section 5).
+                PlainTunnel::new(node, node.encap.vxlan_port, 0x0800_0000),
+            ],
             gateway_mac: node.gateway_mac,
             gateway_v4,
             gateway_v6,

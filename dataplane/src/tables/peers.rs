@@ -20,7 +20,7 @@
 use overlane_api::{MacAddr, Mode, Node, OuterDscp, Peer, Underlay};
 
 use super::node::OuterForm;
-use crate::wire::{ethernet, geneve, ipv4, ipv6, udp, vxlan};
+use crate::wire::{checksum, ethernet, geneve, ipv4, ipv6, udp, vxlan};
 
 /// Longest template: IPv6, Geneve and an identity option of 8 bytes.
 pub const TEMPLATE_MAX: usize = 96;
@@ -56,15 +56,18 @@ pub struct Adjacency {
 pub struct PeerEntry {
     /// The headers, see the module.
     pub template: [u8; TEMPLATE_MAX],
-    /// Sum of the template's outer IPv4 header (ones' complement, not folded): the header's
+    /// Sum of the template's outer IPv4 header (ones' complement, folded): the header's
     /// checksum is this, the total length and the TOS, folded and inverted.
-    pub ip_sum: u32,
+    pub ip_sum: u16,
     /// Valid bytes of `template`.
     pub template_len: u8,
     /// How packets leave.
     pub form: Form,
     /// Are the template's Ethernet addresses known?
     pub resolved: bool,
+    /// Resolved, in a tunnel over IPv4 without checksum, DSCP fixed: as nearly all are, and so
+    /// asked for first.
+    pub is_usual: bool,
     /// Compute the outer UDP checksum?
     pub checksum: bool,
     /// TOS of the outer header, ECN aside.
@@ -73,6 +76,8 @@ pub struct PeerEntry {
     pub copy_dscp: bool,
     /// Largest inner IP packet, bytes.
     pub mtu: u16,
+    /// Its IPv4 address, host order; 0: none.
+    pub v4: u32,
     /// The kind of tunnel that the peer may send us; none: it may not.
     pub accepts: Option<Mode>,
 }
@@ -87,10 +92,12 @@ impl PeerEntry {
             template_len: 0,
             form: Form::NoAddress,
             resolved: false,
+            is_usual: false,
             checksum: false,
             tos: 0,
             copy_dscp: false,
             mtu: 0,
+            v4: 0,
             accepts: None,
         }
     }
@@ -101,6 +108,7 @@ impl PeerEntry {
     pub fn new(node: &Node, peer: &Peer, adjacency: Option<Adjacency>, path_mtu: u16) -> Self {
         let mut entry = Self::free();
         entry.accepts = peer.mode.is_tunnel().then_some(peer.mode);
+        entry.v4 = ipv4_of(peer).map_or(0, std::net::Ipv4Addr::to_bits);
         if peer.mode.is_tunnel() {
             entry.set_tunnel(node, peer, path_mtu);
         } else {
@@ -112,6 +120,8 @@ impl PeerEntry {
             entry.resolved = entry.form != Form::NoAddress;
             ethernet::set_addresses(&mut entry.template, adjacency.destination, adjacency.source);
         }
+        entry.is_usual =
+            entry.resolved && entry.form == Form::Tunnel4 && !entry.checksum && !entry.copy_dscp;
         entry
     }
 
@@ -180,8 +190,7 @@ impl PeerEntry {
         let ip = &mut self.template[OUTER_IP..OUTER_IP + ipv4::MIN_HEADER_LEN];
         // The checksum is filled in per packet.
         ip[10..12].fill(0);
-        let words = ip.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
-        self.ip_sum = words.sum();
+        self.ip_sum = checksum::fold(checksum::sum(ip, 0));
         ipv4::MIN_HEADER_LEN
     }
 

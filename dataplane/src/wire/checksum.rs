@@ -73,6 +73,13 @@ pub const fn finish(sum: u64) -> u16 {
     !fold(sum)
 }
 
+/// As [`finish`], of a sum of few words.
+#[inline]
+#[must_use]
+pub const fn finish32(sum: u32) -> u16 {
+    !((sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16)
+}
+
 /// As [`finish`], but 0xffff for 0: in a UDP header, 0 says that there is no checksum (RFC 768).
 #[inline]
 #[must_use]

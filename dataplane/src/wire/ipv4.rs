@@ -360,17 +360,6 @@ impl<'a> Ipv4Mut<'a> {
         self.set_checksum(checksum::apply(self.checksum(), difference));
     }
 
-    /// Takes one from the TTL and updates the checksum (RFC 1624). Returns `false`, with nothing
-    /// changed, when the TTL is 0.
-    #[inline]
-    pub fn decrement_ttl(&mut self) -> bool {
-        let Some(ttl) = self.header[TTL].checked_sub(1) else { return false };
-        // TTL is the high byte of its word, so the word falls by 0x100: ~m + m' = 0xffff - 0x100.
-        self.adjust_checksum(0xfeff);
-        self.header[TTL] = ttl;
-        true
-    }
-
     /// Sets the ECN bits and updates the checksum (RFC 1624).
     #[inline]
     pub fn set_ecn(&mut self, ecn: Ecn) {
@@ -381,11 +370,17 @@ impl<'a> Ipv4Mut<'a> {
     }
 }
 
-/// Takes one from the TTL of the packet and updates its checksum. Returns `false`, with nothing
-/// changed, when the TTL is 0 or `packet` is shorter than a header.
+/// Writes `ttl`, which must be one less than what is there, and updates the checksum.
 #[inline]
-pub fn decrement_ttl(packet: &mut [u8]) -> bool {
-    Ipv4Mut::new(packet).is_ok_and(|mut header| header.decrement_ttl())
+#[allow(clippy::cast_possible_truncation, reason = "the carry is added before it is cut off")]
+pub fn lower_ttl(header: &mut [u8; MIN_HEADER_LEN], ttl: u8) {
+    header[TTL] = ttl;
+    // TTL is the high byte of its word, so the word falls by 0x100 and the checksum rises by as
+    // much, the carry of ones' complement included (RFC 1141). As this machine reads the words:
+    // the sum does not care (RFC 1071 section 2 B).
+    let sum = u32::from(get_u16::<CHECKSUM, N>(header).to_be()) + u32::from(0x0100_u16.to_be());
+    let checksum = u16::from_be((sum + u32::from(sum >= 0xffff)) as u16);
+    put::<CHECKSUM, 2, N>(header, checksum.to_be_bytes());
 }
 
 /// Sets the ECN bits of the packet and updates its checksum. Returns `false`, with nothing changed,

@@ -71,7 +71,6 @@ fn too_short_is_an_error_at_each_length() {
         assert_eq!(quoted.map(|view| view.packet().len()).ok(), (length >= 20).then_some(length));
         if length < 20 {
             let mut short = packet;
-            assert!(!decrement_ttl(&mut short[..length]));
             assert!(!set_ecn(&mut short[..length], Ecn::Ce));
             assert_eq!(short, packet);
         }
@@ -141,15 +140,6 @@ fn every_flipped_bit_breaks_the_checksum() {
             assert!(!view.verify_checksum(), "bit {bit}");
         }
     }
-}
-
-#[test]
-fn ttl_of_zero_stays() {
-    let mut bytes = packet();
-    bytes[8] = 0;
-    let before = bytes;
-    assert!(!decrement_ttl(&mut bytes));
-    assert_eq!(bytes, before);
 }
 
 #[test]
@@ -231,9 +221,12 @@ proptest! {
     #[test]
     fn incremental_changes_are_the_same_as_writing_anew(header in any_header(), bits in 0_u8..4) {
         let mut packet = written(header);
-        let changed = decrement_ttl(&mut packet);
-        prop_assert_eq!(changed, header.ttl != 0);
-        let header = Ipv4Header { ttl: header.ttl.saturating_sub(1), ..header };
+        let header = Ipv4Header { ttl: header.ttl.wrapping_sub(1), ..header };
+        if header.ttl != 255 {
+            lower_ttl(packet.first_chunk_mut().unwrap(), header.ttl);
+        } else {
+            packet = written(header);
+        }
         prop_assert_eq!(&packet, &written(header));
         prop_assert!(set_ecn(&mut packet, Ecn::from_tos(bits)));
         let header = Ipv4Header { tos: (header.tos & !3) | bits, ..header };

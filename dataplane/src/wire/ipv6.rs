@@ -358,14 +358,6 @@ impl<'a> Ipv6Mut<'a> {
         put::<DESTINATION, 16, N>(self.header, destination.into().to_be_bytes());
     }
 
-    /// Takes one from the hop limit. Returns `false`, with nothing changed, when it is 0.
-    #[inline]
-    pub fn decrement_hop_limit(&mut self) -> bool {
-        let Some(hop_limit) = self.header[HOP_LIMIT].checked_sub(1) else { return false };
-        self.header[HOP_LIMIT] = hop_limit;
-        true
-    }
-
     /// Sets the ECN bits.
     #[inline]
     pub fn set_ecn(&mut self, ecn: Ecn) {
@@ -374,11 +366,10 @@ impl<'a> Ipv6Mut<'a> {
     }
 }
 
-/// Takes one from the packet's hop limit. Returns `false`, with nothing changed, when it is 0 or
-/// `packet` is shorter than a header.
+/// Writes the hop limit of a header, of which `start` is the start.
 #[inline]
-pub fn decrement_hop_limit(packet: &mut [u8]) -> bool {
-    Ipv6Mut::new(packet).is_ok_and(|mut header| header.decrement_hop_limit())
+pub fn set_hop_limit<const LEN: usize>(start: &mut [u8; LEN], hop_limit: u8) {
+    put::<HOP_LIMIT, 1, LEN>(start, [hop_limit]);
 }
 
 /// Sets the ECN bits of the packet. Returns `false`, with nothing changed, when `packet` is shorter

@@ -76,7 +76,6 @@ fn too_short_is_an_error_at_each_length() {
         assert_eq!(quoted.ok(), (length >= 40).then_some(length));
         if length < 40 {
             let mut short = PACKET;
-            assert!(!decrement_hop_limit(&mut short[..length]));
             assert!(!set_ecn(&mut short[..length], Ecn::Ce));
             assert_eq!(short, PACKET);
         }
@@ -172,12 +171,10 @@ fn eight_extensions_are_walked_and_nine_are_not() {
 }
 
 #[test]
-fn hop_limit_falls_to_zero_and_stays() {
+fn hop_limit_is_set_and_nothing_else() {
     let mut bytes = PACKET;
-    bytes[7] = 1;
-    assert!(decrement_hop_limit(&mut bytes));
-    assert_eq!(bytes[7], 0);
-    assert!(!decrement_hop_limit(&mut bytes));
+    set_hop_limit(bytes.first_chunk_mut::<20>().unwrap(), 7);
+    assert_eq!(Ipv6::parse(&bytes).unwrap().hop_limit(), 7);
     bytes[7] = PACKET[7];
     assert_eq!(bytes, PACKET);
 }

@@ -19,6 +19,7 @@ pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
 pub mod peek;
+pub mod simple;
 pub mod tcp;
 pub mod udp;
 pub mod vxlan;

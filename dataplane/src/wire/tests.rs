@@ -87,8 +87,9 @@ proptest! {
         }
         let _ = checksum::verify_l4(&bytes);
         let _ = tcp::ports(&bytes);
-        for change in [ipv4::decrement_ttl, ipv6::decrement_hop_limit] {
-            change(&mut bytes);
+        if let Some(start) = bytes.first_chunk_mut() {
+            ipv4::lower_ttl(start, seed);
+            ipv6::set_hop_limit(start, seed);
         }
         ipv4::set_ecn(&mut bytes, ecn::Ecn::Ce);
         ipv6::set_ecn(&mut bytes, ecn::Ecn::Ce);

@@ -223,9 +223,7 @@ impl<P: Port> Worker<P> {
             slot.active = true;
             slot.block.counts.rx_packets += received as u64;
             let meta = Meta::new(slot.id, slot.origin);
-            for _ in 0..received {
-                vector.meta.push(meta);
-            }
+            vector.meta.extend(std::iter::repeat_n(meta, received));
             if vector.is_full() {
                 // The next round begins behind the port that filled the vector, so that a busy
                 // one cannot keep the others waiting for ever.

@@ -36,9 +36,7 @@ fn what_fits_passes_and_a_byte_more_is_refused_with_the_mtu() {
             assert_eq!(frame.len(), 14 + 1500);
             for more in [1, 2, 50] {
                 let sent = sized(from, to, mtu + more);
-                // The hop was taken when the size is looked at.
-                let quoted = sent.clone().ttl(63);
-                let answer = error(gateway_ip(family), &quoted, TOO_BIG, mtu as u32);
+                let answer = error(gateway_ip(family), &sent, TOO_BIG, mtu as u32);
                 let moved = told("packet_too_big");
                 let out = [(pod(0), answer.frame(down(0)))];
                 bed.step(&pod(0), &sent.frame(up(0)), &out, &names(&moved));
@@ -62,7 +60,7 @@ fn a_packet_from_a_tunnel_is_measured_against_the_pods_mtu() {
         let moved = told("packet_too_big");
         let frame = tunnel.wrap(&sent.frame(between(1, 0)));
         let got = bed.one(&UPLINK, &frame, &UPLINK, &names(&moved));
-        let answer = error(node_ip(0, family), &sent.ttl(63), TOO_BIG, 1400);
+        let answer = error(node_ip(0, family), &sent, TOO_BIG, 1400);
         assert_eq!(inner_of(&got), answer.frame(between(0, 1)));
         bed.close();
     }

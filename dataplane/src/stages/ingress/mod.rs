@@ -12,7 +12,9 @@ use crate::packet::meta::{Kind, Meta};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::{PortId, Verdict};
 use crate::stages::Context;
-use crate::wire::ParseError;
+use crate::tables::Snapshot;
+use crate::wire::simple::Simple;
+use crate::wire::{ParseError, ethernet};
 
 /// Parses and checks a vector from pods and the host: both steps on one packet while its first
 /// line is near.
@@ -26,13 +28,34 @@ pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
         if meta.port != sender.port {
             sender = source_check::Sender::of(meta.port, cx.tables);
         }
+        if is_plain(frame, meta, &sender, cx.tables) {
+            continue;
+        }
         if let Err(reason) = parse_and_check(frame, meta, &sender, cx) {
             meta.verdict = Verdict::Drop(reason);
         }
     }
 }
 
+/// Is it a simple packet with which nothing is wrong? Then it is parsed and checked. All else,
+/// good or bad, goes through [`parse_and_check`], which does the same and says what is wrong.
 #[inline(always)]
+fn is_plain(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    sender: &source_check::Sender<'_>,
+    tables: &Snapshot,
+) -> bool {
+    let Some(packet) = Simple::read(frame.bytes()) else { return false };
+    let passes =
+        source_check::passes(&packet, sender, tables) && parse::parse_simple(&packet, meta, tables);
+    if passes {
+        frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
+    }
+    passes
+}
+
+#[inline(never)]
 fn parse_and_check(
     frame: &mut Frame,
     meta: &mut Meta,
@@ -46,6 +69,9 @@ fn parse_and_check(
         Kind::Arp | Kind::LinkV6 => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod plain_tests;
 
 /// What a malformed IP header of a pod's packet is counted as.
 pub(super) fn inside_reason(error: &ParseError) -> DropReason {

@@ -9,7 +9,8 @@ use crate::tables::Snapshot;
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
-use crate::wire::{icmpv6, protocol};
+use crate::wire::simple::Simple;
+use crate::wire::{icmpv6, ipv4, protocol};
 
 /// Parses one packet; ARP and ND are left to [`crate::stages::transmit::arp_nd`].
 #[inline(always)]
@@ -55,6 +56,8 @@ pub(super) fn parse_v4(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Resu
         return Err(DropReason::Multicast);
     }
     meta.kind = Kind::Ipv4;
+    meta.source = ip.source_u32();
+    meta.destination = destination;
     meta.ip_len = ip.total_len();
     meta.protocol = ip.protocol();
     meta.tos = ip.tos();
@@ -74,6 +77,32 @@ pub(super) fn parse_v4(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Resu
     let addresses = u64::from(ip.source_u32()) << 32 | u64::from(destination);
     meta.hash = flow_hash(addresses, 0, meta.protocol, ports, tables.node.salt);
     Ok(())
+}
+
+/// Reads a simple packet as [`parse_v4`] would. Says whether that is all: a destination that is no
+/// host's is left to it.
+#[inline(always)]
+pub(super) fn parse_simple(packet: &Simple<'_>, meta: &mut Meta, tables: &Snapshot) -> bool {
+    let destination = packet.destination();
+    if !is_unicast_v4(destination) {
+        return false;
+    }
+    tables.routes.v4.prefetch(destination);
+    let ports = packet.ports();
+    let addresses = u64::from(packet.source()) << 32 | u64::from(destination);
+    meta.kind = Kind::Ipv4;
+    meta.source = packet.source();
+    meta.destination = destination;
+    meta.hash = flow_hash(addresses, 0, packet.protocol(), ports, tables.node.salt);
+    meta.ip_len = packet.total_len();
+    meta.l4 = ipv4::MIN_HEADER_LEN as u16;
+    meta.destination_port = ports as u16;
+    meta.protocol = packet.protocol();
+    meta.tos = packet.tos();
+    meta.ttl = packet.ttl();
+    meta.dont_fragment = packet.dont_fragment();
+    meta.is_fragment = false;
+    true
 }
 
 /// Reads an IPv6 packet and asks for its route's cache lines.
@@ -133,18 +162,27 @@ fn read_ports(meta: &mut Meta, l4: &[u8]) -> u32 {
 /// Is it neither multicast, broadcast, reserved, "this network" nor loopback?
 #[inline]
 fn is_unicast_v4(address: u32) -> bool {
-    let net = address >> 24;
-    net.wrapping_sub(1) < 223 && net != 127
+    HOSTS[(address >> 24) as usize]
 }
+
+/// First bytes of addresses of hosts.
+static HOSTS: [bool; 256] = {
+    let mut hosts = [false; 256];
+    let mut net = 1;
+    while net < 224 {
+        hosts[net] = net != 127;
+        net += 1;
+    }
+    hosts
+};
 
 /// Hash of a flow: the same for all its packets, salted per node. Chooses the outer source port.
 #[inline]
 fn flow_hash(addresses: u64, more: u64, protocol: u8, ports: u32, salt: u64) -> u32 {
-    let low = addresses ^ salt;
-    let high = (u64::from(ports) << 8 | u64::from(protocol)) ^ more ^ 0x9e37_79b9_7f4a_7c15;
-    let product = u128::from(low ^ high.rotate_left(17)) * u128::from(high | 1);
-    let folded = (product >> 64) as u64 ^ product as u64;
-    (folded.wrapping_mul(0x9fb2_1c65_1e98_df25) >> 32) as u32
+    let rest = (u64::from(ports) << 8 | u64::from(protocol)) ^ more;
+    let mixed = (addresses ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ mixed >> 32 ^ rest).wrapping_mul(0x9fb2_1c65_1e98_df25);
+    (mixed >> 32) as u32
 }
 
 #[cfg(test)]

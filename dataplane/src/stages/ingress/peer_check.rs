@@ -1,6 +1,7 @@
 //! Does the packet from the tunnel carry a source that belongs to the peer that sent it? And does
 //! a plain packet from the underlay carry one that can come that way?
 
+use super::decap;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin, Target};
@@ -18,6 +19,15 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
             continue;
         }
         if meta.origin == Origin::Tunnel {
+            if meta.outer_source != 0 {
+                if is_owner(meta, cx.tables) {
+                    continue;
+                }
+                decap::again(frame, meta, cx);
+                if !meta.is_pending() {
+                    continue;
+                }
+            }
             if !belongs(frame, meta, cx.tables) {
                 meta.verdict = Verdict::Drop(DropReason::InnerSpoofedSource);
             }
@@ -27,13 +37,27 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     }
 }
 
+/// Did the peer to which the packet's inner source is routed send it, in the tunnel that it may
+/// use? Both questions of a plain packet, who sent it and whether it may, in one look-up.
+#[inline(always)]
+fn is_owner(meta: &mut Meta, tables: &Snapshot) -> bool {
+    let Target::Peer(index) = tables.routes.v4.get(meta.source).target() else { return false };
+    meta.peer = index + 1;
+    tables
+        .peers
+        .get(index)
+        .is_some_and(|peer| peer.v4 == meta.outer_source && peer.accepts == Some(meta.tunnel))
+}
+
 /// What has the packet's source.
 #[inline(always)]
 fn source(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Target {
-    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
     let route = match meta.kind {
-        Kind::Ipv4 => tables.routes.v4.get(peek::source_v4(ip)),
-        _ => tables.routes.v6.get(peek::source_v6(ip)),
+        Kind::Ipv4 => tables.routes.v4.get(meta.source),
+        _ => {
+            let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+            tables.routes.v6.get(peek::source_v6(ip))
+        }
     };
     route.target()
 }
@@ -51,7 +75,7 @@ fn belongs(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
 fn plain(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Result<(), DropReason> {
     let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
     let destination = match meta.kind {
-        Kind::Ipv4 => tables.routes.v4.get(peek::destination_v4(ip)),
+        Kind::Ipv4 => tables.routes.v4.get(meta.destination),
         _ => tables.routes.v6.get(peek::destination_v6(ip)),
     };
     if !matches!(destination.target(), Target::Endpoint(_)) {

@@ -8,20 +8,49 @@ use crate::stages::Context;
 use crate::tables::Snapshot;
 use crate::tables::endpoints::EndpointEntry;
 use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::simple::{self, Simple};
 use crate::wire::{checksum, peek, protocol, tcp, udp};
 
 /// Who is behind a port: looked up once for the packets that follow one another from it.
 pub(super) struct Sender<'a> {
     pub(super) port: PortId,
     endpoint: Option<&'a EndpointEntry>,
+    /// Its MAC and the EtherType of IPv4, as [`Simple::source_and_type`] gives them; 0, which no
+    /// packet has, when it has no IPv4 address.
+    source_and_type: u64,
+    /// Its IPv4 address, host order.
+    v4: u32,
 }
 
 impl<'a> Sender<'a> {
     /// Who is behind `port`.
     pub(super) fn of(port: PortId, tables: &'a Snapshot) -> Self {
         let entry = tables.ports.get(u32::from(port.0));
-        Self { port, endpoint: entry.and_then(|entry| tables.endpoints.get(entry.endpoint)) }
+        let endpoint = entry.and_then(|entry| tables.endpoints.get(entry.endpoint));
+        let is_endpoint = entry.is_some_and(|entry| entry.origin == Origin::Endpoint);
+        let known = endpoint.filter(|e| is_endpoint && e.v4 != 0 && tables.node.configured);
+        Self {
+            port,
+            endpoint,
+            source_and_type: known.map_or(0, |e| simple::source_and_type(e.mac)),
+            v4: known.map_or(0, |e| e.v4),
+        }
     }
+}
+
+/// Is it a pod's packet that [`step`] would let pass unchanged? If not, [`step`] says why.
+#[inline(always)]
+pub(super) fn passes(packet: &Simple<'_>, sender: &Sender<'_>, tables: &Snapshot) -> bool {
+    packet.source_and_type() == sender.source_and_type
+        && packet.source() == sender.v4
+        && !may_be_tunnel(packet.ports() as u16, tables)
+        && !packet.is_unfinished()
+}
+
+/// Is it a tunnel port, if the packet is UDP, or 0, which stands for none?
+#[inline(always)]
+fn may_be_tunnel(port: u16, tables: &Snapshot) -> bool {
+    port == tables.node.geneve_port || port == tables.node.vxlan_port
 }
 
 /// Checks a packet from a pod or the host, and finishes its checksum.

@@ -2,29 +2,40 @@
 
 use overlane_api::MacAddr;
 
+use super::rewrite::{self, HEADERS};
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
-
+use crate::packet::meta::Meta;
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
+use crate::tables::endpoints::EndpointEntry;
 use crate::wire::ethernet::{self, Ethernet};
 
-/// To the pod at `index`: its home worker delivers.
-#[inline]
-pub(super) fn to_endpoint(frame: &mut Frame, index: u32, cx: &Context<'_>) -> Verdict {
-    let Some(endpoint) = cx.tables.endpoints.get(index) else {
-        return Verdict::Drop(DropReason::NoRoute);
-    };
+/// To the pod `endpoint`: its home worker delivers.
+#[inline(always)]
+pub fn to_endpoint(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    endpoint: &EndpointEntry,
+    cx: &Context<'_>,
+) -> Verdict {
     let Some(port) = endpoint.port else { return Verdict::Drop(DropReason::EndpointNotReady) };
     if endpoint.worker != cx.worker {
         return Verdict::HandOver(endpoint.worker);
     }
-    set_addresses(frame, endpoint.mac, cx.tables.node.gateway_mac);
+    let Some(headers) = frame.bytes_mut().first_chunk_mut::<HEADERS>() else {
+        return Verdict::Drop(DropReason::FrameTruncated);
+    };
+    ethernet::set_addresses(headers, endpoint.mac, cx.tables.node.gateway_mac);
+    if let Some(ip) = headers.last_chunk_mut() {
+        rewrite::take_hop(ip, meta);
+    }
     Verdict::Send(port)
 }
 
 /// To the node's own stack.
-pub(super) fn to_host(cx: &Context<'_>) -> Verdict {
+#[must_use]
+pub fn to_host(cx: &Context<'_>) -> Verdict {
     let Some(host) = cx.tables.node.host else {
         return Verdict::Drop(DropReason::HostUnavailable);
     };
@@ -41,16 +52,18 @@ pub(super) fn address_to_host(frame: &mut Frame, cx: &Context<'_>) {
 }
 
 /// Unencapsulated, to next hop `index` (flat mode).
-pub(super) fn to_next_hop(
+pub fn to_next_hop(
     frame: &mut Frame,
+    meta: &mut Meta,
     index: u32,
-    uplink: Verdict,
+    uplink: &Verdict,
     cx: &Context<'_>,
 ) -> Verdict {
     match cx.tables.next_hops.get(index) {
         Some(Some(adjacency)) => {
+            rewrite::take_hop_in(frame, meta);
             set_addresses(frame, adjacency.destination, adjacency.source);
-            uplink
+            *uplink
         }
         _ => Verdict::Hold,
     }

@@ -14,7 +14,7 @@ use crate::wire::{checksum, icmpv4, icmpv6, peek, protocol};
 pub(super) const OWN_TTL: u8 = 64;
 
 /// Turns a ping to the gateway into its answer, in place, back to where it came from.
-pub(super) fn step(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Verdict {
+pub fn step(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Verdict {
     let from_link = matches!(meta.origin, Origin::Endpoint | Origin::Host);
     if !from_link || meta.is_fragment || answer(frame, meta, cx).is_none() {
         return Verdict::Drop(DropReason::NoRoute);

@@ -1,10 +1,10 @@
 //! To another node: its headers in front, and what differs from packet to packet written in.
 
+use super::rewrite;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
 use crate::packet::verdict::Verdict;
-use crate::tables::Snapshot;
 use crate::tables::peers::{Form, OUTER_IP, PeerEntry};
 use crate::wire::{checksum, ethernet, ipv4, ipv6, peek, protocol, udp};
 
@@ -34,16 +34,16 @@ mod v6 {
 /// Puts the peer's headers in front of the packet, in the way its mode says.
 /// `uplink` is the verdict of what leaves by it.
 #[inline(always)]
-pub(super) fn step(
-    frame: &mut Frame,
-    meta: &Meta,
-    index: u32,
-    uplink: Verdict,
-    tables: &Snapshot,
-) -> Verdict {
-    let Some(peer) = tables.peers.get(index) else {
-        return Verdict::Drop(DropReason::NoRoute);
-    };
+pub fn step(frame: &mut Frame, meta: &mut Meta, peer: &PeerEntry, uplink: &Verdict) -> Verdict {
+    if peer.is_usual && tunnel_v4(frame, meta, peer, peer.tos).is_some() {
+        return *uplink;
+    }
+    unusual(frame, meta, peer, uplink)
+}
+
+/// In any other way.
+#[inline(never)]
+fn unusual(frame: &mut Frame, meta: &mut Meta, peer: &PeerEntry, uplink: &Verdict) -> Verdict {
     if !peer.resolved {
         return match peer.form {
             Form::NoAddress => Verdict::Drop(DropReason::EncapNoAddress),
@@ -51,20 +51,21 @@ pub(super) fn step(
         };
     }
     let done = match peer.form {
-        Form::Tunnel4 => tunnel_v4(frame, meta, peer),
+        Form::Tunnel4 => unusual_v4(frame, meta, peer),
         Form::Tunnel6 => tunnel_v6(frame, meta, peer),
-        Form::Native => native(frame, peer),
+        Form::Native => native(frame, meta, peer),
         Form::NoAddress => return Verdict::Drop(DropReason::EncapNoAddress),
     };
     match done {
-        Some(()) => uplink,
+        Some(()) => *uplink,
         // The headroom is larger than any template: the frame must have come without any.
         None => Verdict::Drop(DropReason::FrameTruncated),
     }
 }
 
 #[inline]
-fn native(frame: &mut Frame, peer: &PeerEntry) -> Option<()> {
+fn native(frame: &mut Frame, meta: &mut Meta, peer: &PeerEntry) -> Option<()> {
+    rewrite::take_hop_in(frame, meta);
     let addresses = peer.template.first_chunk::<12>()?;
     *frame.bytes_mut().first_chunk_mut::<12>()? = *addresses;
     Some(())
@@ -76,41 +77,46 @@ fn source_port(hash: u32) -> u16 {
     FIRST_PORT | (hash >> 18) as u16
 }
 
+/// DSCP of the outer header, in its place in the TOS: the configured or the inner one.
 #[inline]
-fn inner_ethertype(kind: Kind) -> [u8; 2] {
-    match kind {
-        Kind::Ipv4 => ethernet::ETHERTYPE_IPV4.to_be_bytes(),
-        _ => ethernet::ETHERTYPE_IPV6.to_be_bytes(),
-    }
+fn outer_dscp(meta: &Meta, peer: &PeerEntry) -> u8 {
+    if peer.copy_dscp { meta.tos & !3 } else { peer.tos }
 }
 
-/// TOS of the outer header: the configured or the inner DSCP; the ECN is the inner one (RFC 6040
-/// section 4.1, normal mode).
-#[inline]
-fn outer_tos(meta: &Meta, peer: &PeerEntry) -> u8 {
-    let dscp = if peer.copy_dscp { meta.tos & !3 } else { peer.tos };
-    dscp | meta.tos & 3
-}
-
+/// Puts the template in front and writes what differs from packet to packet. The outer ECN is
+/// the inner one (RFC 6040 section 4.1, normal mode).
 #[inline(always)]
-fn tunnel_v4(frame: &mut Frame, meta: &Meta, peer: &PeerEntry) -> Option<()> {
+fn tunnel_v4(frame: &mut Frame, meta: &mut Meta, peer: &PeerEntry, dscp: u8) -> Option<()> {
     let bytes = frame.prepend(TEMPLATE_V4 - ethernet::HEADER_LEN).ok()?;
     let total = (bytes.len() - OUTER_IP) as u16;
     let udp_len = total - ipv4::MIN_HEADER_LEN as u16;
-    let tos = outer_tos(meta, peer);
-    let header = bytes.first_chunk_mut::<TEMPLATE_V4>()?;
+    let tos = dscp | meta.tos & 3;
+    let headers = bytes.first_chunk_mut::<{ TEMPLATE_V4 + ipv4::MIN_HEADER_LEN }>()?;
+    rewrite::take_hop(headers.last_chunk_mut()?, meta);
+    let header = headers.first_chunk_mut::<TEMPLATE_V4>()?;
     *header = *peer.template.first_chunk()?;
     header[v4::TOS] = tos;
     header[v4::TOTAL_LEN..v4::TOTAL_LEN + 2].copy_from_slice(&total.to_be_bytes());
-    let sum = u64::from(peer.ip_sum) + u64::from(total) + u64::from(tos);
-    let ip_checksum = checksum::finish(sum);
+    let ip_checksum =
+        checksum::finish32(u32::from(peer.ip_sum) + u32::from(total) + u32::from(tos));
     header[v4::CHECKSUM..v4::CHECKSUM + 2].copy_from_slice(&ip_checksum.to_be_bytes());
     header[v4::UDP..v4::UDP + 2].copy_from_slice(&source_port(meta.hash).to_be_bytes());
     header[v4::UDP + 4..v4::UDP + 6].copy_from_slice(&udp_len.to_be_bytes());
-    header[TEMPLATE_V4 - 2..].copy_from_slice(&inner_ethertype(meta.kind));
+    // The template says IPv4.
+    if meta.kind != Kind::Ipv4 {
+        header[TEMPLATE_V4 - 2..].copy_from_slice(&ethernet::ETHERTYPE_IPV6.to_be_bytes());
+    }
+    Some(())
+}
+
+#[inline]
+fn unusual_v4(frame: &mut Frame, meta: &mut Meta, peer: &PeerEntry) -> Option<()> {
+    tunnel_v4(frame, meta, peer, outer_dscp(meta, peer))?;
     if peer.checksum {
+        let bytes = frame.bytes_mut();
+        let udp_len = bytes.len() - v4::UDP;
         let ip = bytes.get_mut(OUTER_IP..)?;
-        let pseudo = peek::pseudo_v4(ip, protocol::UDP, usize::from(udp_len));
+        let pseudo = peek::pseudo_v4(ip, protocol::UDP, udp_len);
         let datagram = ip.get_mut(ipv4::MIN_HEADER_LEN..)?;
         checksum::compute(datagram, udp::CHECKSUM_OFFSET, pseudo);
     }
@@ -118,18 +124,23 @@ fn tunnel_v4(frame: &mut Frame, meta: &Meta, peer: &PeerEntry) -> Option<()> {
 }
 
 #[inline]
-fn tunnel_v6(frame: &mut Frame, meta: &Meta, peer: &PeerEntry) -> Option<()> {
+fn tunnel_v6(frame: &mut Frame, meta: &mut Meta, peer: &PeerEntry) -> Option<()> {
     let bytes = frame.prepend(TEMPLATE_V6 - ethernet::HEADER_LEN).ok()?;
     let udp_len = (bytes.len() - v6::UDP) as u16;
-    let header = bytes.first_chunk_mut::<TEMPLATE_V6>()?;
+    let headers = bytes.first_chunk_mut::<{ TEMPLATE_V6 + ipv4::MIN_HEADER_LEN }>()?;
+    rewrite::take_hop(headers.last_chunk_mut()?, meta);
+    let header = headers.first_chunk_mut::<TEMPLATE_V6>()?;
     *header = *peer.template.first_chunk()?;
     // Version, traffic class, flow label: the flow's hash is its label (RFC 6438 section 3).
-    let word = 6 << 28 | u32::from(outer_tos(meta, peer)) << 20 | meta.hash & 0x000f_ffff;
+    let word =
+        6 << 28 | u32::from(outer_dscp(meta, peer) | meta.tos & 3) << 20 | meta.hash & 0x000f_ffff;
     header[OUTER_IP..OUTER_IP + 4].copy_from_slice(&word.to_be_bytes());
     header[v6::PAYLOAD_LEN..v6::PAYLOAD_LEN + 2].copy_from_slice(&udp_len.to_be_bytes());
     header[v6::UDP..v6::UDP + 2].copy_from_slice(&source_port(meta.hash).to_be_bytes());
     header[v6::UDP + 4..v6::UDP + 6].copy_from_slice(&udp_len.to_be_bytes());
-    header[TEMPLATE_V6 - 2..].copy_from_slice(&inner_ethertype(meta.kind));
+    if meta.kind != Kind::Ipv4 {
+        header[TEMPLATE_V6 - 2..].copy_from_slice(&ethernet::ETHERTYPE_IPV6.to_be_bytes());
+    }
     if peer.checksum {
         let ip = bytes.get_mut(OUTER_IP..)?;
         let pseudo = peek::pseudo_v6(ip, protocol::UDP, usize::from(udp_len));

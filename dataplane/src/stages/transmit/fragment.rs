@@ -13,8 +13,10 @@ use crate::stages::Context;
 use crate::wire::ethernet;
 use crate::wire::ipv4::{self, Ipv4, Ipv4Header};
 
-/// Fragments the packets of the vector that were found too big and may be.
-pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+/// Fragments the packets of the vector that were found too big and may be. Says whether there
+/// were any: their first pieces are undecided again.
+pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
+    let mut any = false;
     for (frame, meta) in vector.packets() {
         let too_big = meta.verdict == Verdict::Drop(DropReason::PacketTooBig);
         if !too_big || meta.dont_fragment || meta.kind != Kind::Ipv4 {
@@ -23,11 +25,12 @@ pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
         let limit = usize::from(cx.tables.mtu(meta.route.target()));
         if split(frame, meta, limit, cx).is_some() {
             meta.verdict = Verdict::Pending;
-            meta.verdict = super::step(frame, meta, super::uplink(cx), cx);
+            any = true;
         } else {
             meta.verdict = Verdict::Drop(DropReason::FragmentationFailed);
         }
     }
+    any
 }
 
 /// Cuts the packet into pieces of at most `limit` bytes: all of them or none.

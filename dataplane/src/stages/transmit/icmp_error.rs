@@ -167,7 +167,11 @@ fn build(
     made.dont_fragment = meta.kind == Kind::Ipv6;
     made.hash = meta.hash;
     match meta.kind {
-        Kind::Ipv4 => (made.protocol, made.l4) = (protocol::ICMP, ipv4::MIN_HEADER_LEN as u16),
+        Kind::Ipv4 => {
+            (made.protocol, made.l4) = (protocol::ICMP, ipv4::MIN_HEADER_LEN as u16);
+            let ip = answer.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+            (made.source, made.destination) = (peek::source_v4(ip), peek::destination_v4(ip));
+        }
         _ => (made.protocol, made.l4) = (protocol::ICMPV6, ipv6::HEADER_LEN as u16),
     }
     Ok(Packet { frame: answer, meta: made })

@@ -1,0 +1,208 @@
+//! The short way for plain packets and the long way for all: they must not differ.
+
+use etherparse::PacketBuilder;
+use overlane_api::{Change, MacAddr, Mode, Object, Underlay, WorkerId};
+use proptest::prelude::*;
+
+use super::*;
+use crate::io::memory::MemoryUmem;
+use crate::packet::meta::Origin;
+use crate::packet::pool::{FramePool, UmemId};
+use crate::stages::Notices;
+use crate::stages::transmit::icmp_error::RateLimit;
+use crate::tables::compile::{Binding, Compiler};
+use crate::testing::{node, objects};
+
+/// What a context borrows.
+struct Rig {
+    tables: Snapshot,
+    pool: FramePool,
+    made: Vector,
+    icmp_limit: RateLimit,
+    notices: Notices,
+    link_messages: bool,
+    finished: Vec<u64>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let mut compiler = Compiler::new(1);
+        compiler.apply(objects::cluster(Mode::Geneve, Underlay::Ipv4, 1)).unwrap();
+        // A peer that speaks the other tunnel.
+        let other = Change::Set(Object::Peer(objects::peer(3, Mode::Vxlan)));
+        compiler.apply(vec![other]).unwrap();
+        let mac = objects::pod_mac(0, 0);
+        let binding = Binding { port: PortId(0), queues: 1, worker: WorkerId(0), mac, mtu: 1450 };
+        compiler.bind_endpoint(&objects::pod_name(0, 0), Some(binding));
+        Self {
+            tables: compiler.snapshot(),
+            pool: FramePool::new(MemoryUmem::new(UmemId(0), 64), 0),
+            made: Vector::default(),
+            icmp_limit: RateLimit::new(),
+            notices: Notices::new(),
+            link_messages: false,
+            finished: vec![0; 4],
+        }
+    }
+
+    fn frame(&mut self, bytes: &[u8]) -> Frame {
+        let mut frame = self.pool.take().unwrap();
+        frame.fill(bytes).unwrap();
+        frame
+    }
+
+    fn with<T>(&mut self, run: impl FnOnce(&mut Context<'_>) -> T) -> T {
+        run(&mut Context {
+            tables: &self.tables,
+            worker: WorkerId(0),
+            now_ns: 0,
+            pool: &mut self.pool,
+            made: &mut self.made,
+            icmp_limit: &mut self.icmp_limit,
+            notices: &mut self.notices,
+            link_messages: &mut self.link_messages,
+            finished_checksums: &mut self.finished,
+        })
+    }
+}
+
+/// A packet of pod 0 here to the pod of node b, or back; with Ethernet padding.
+fn packet(
+    back: bool,
+    tcp: bool,
+    macs: (MacAddr, MacAddr),
+    payload: usize,
+    padding: usize,
+) -> Vec<u8> {
+    let v4 = |node: u8| match objects::pod_addresses(node, 0)[0] {
+        std::net::IpAddr::V4(address) => address.octets(),
+        std::net::IpAddr::V6(_) => unreachable!("the first is IPv4"),
+    };
+    let (from, to) = if back { (v4(1), v4(0)) } else { (v4(0), v4(1)) };
+    let builder = PacketBuilder::ethernet2(macs.0.0, macs.1.0).ipv4(from, to, 64);
+    let mut bytes = Vec::new();
+    let payload = vec![7; payload];
+    if tcp {
+        builder.tcp(1000, 2000, 1, 500).write(&mut bytes, &payload).unwrap();
+    } else {
+        builder.udp(1000, 2000).write(&mut bytes, &payload).unwrap();
+    }
+    bytes.extend(vec![0; padding]);
+    bytes
+}
+
+/// The packet in a tunnel from node b, UDP checksum absent.
+fn tunnelled(inner: &[u8], vxlan: bool) -> Vec<u8> {
+    let v4 = |node: u8| match objects::node_addresses(node)[0] {
+        std::net::IpAddr::V4(address) => address.octets(),
+        std::net::IpAddr::V6(_) => unreachable!("the first is IPv4"),
+    };
+    let vni = objects::VNI.to_be_bytes();
+    let port = if vxlan { 4789 } else { 6081 };
+    let start = if vxlan { [8, 0, 0, 0] } else { [0, 0, 0x65, 0x58] };
+    let header = [&start[..], &[vni[1], vni[2], vni[3], 0]].concat();
+    let mut bytes = Vec::new();
+    PacketBuilder::ethernet2(node::NEXT_HOP_MAC.0, node::UPLINK_MAC.0)
+        .ipv4(v4(if vxlan { 3 } else { 1 }), v4(0), 64)
+        .udp(50_000, port)
+        .write(&mut bytes, &[&header, inner].concat())
+        .unwrap();
+    bytes[40..42].fill(0);
+    bytes
+}
+
+/// Bytes to change, by place and value; half of them mended by a right header checksum.
+fn changes(upto: usize) -> impl Strategy<Value = (Vec<(usize, u8)>, bool)> {
+    (prop::collection::vec((0..upto, any::<u8>()), 0..3), any::<bool>())
+}
+
+fn mend(bytes: &mut [u8], at: usize) {
+    bytes[at + 10..at + 12].fill(0);
+    let sum = crate::wire::checksum::finish(crate::wire::checksum::sum(&bytes[at..at + 20], 0));
+    bytes[at + 10..at + 12].copy_from_slice(&sum.to_be_bytes());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_takes_the_short_way_from_a_pod_would_pass_the_long_one(
+        tcp: bool, payload in 0_usize..40, padding in 0_usize..8,
+        (changed, mended) in changes(56), partial: bool,
+    ) {
+        let mut rig = Rig::new();
+        let macs = (objects::pod_mac(0, 0), objects::gateway_mac(0));
+        let mut bytes = packet(false, tcp, macs, payload, padding);
+        if partial {
+            let sum = Simple::read(&bytes).unwrap();
+            let len = usize::from(sum.total_len()) - 20;
+            let pseudo = crate::wire::peek::pseudo_v4(&bytes[14..], sum.protocol(), len);
+            let at = if tcp { 50 } else { 40 };
+            let field = crate::wire::checksum::fold(pseudo);
+            bytes[at..at + 2].copy_from_slice(&field.to_be_bytes());
+        }
+        for (at, value) in &changed {
+            if let Some(byte) = bytes.get_mut(*at) {
+                *byte = *value;
+            }
+        }
+        if mended {
+            mend(&mut bytes, 14);
+        }
+        let (mut short, mut long) = (rig.frame(&bytes), rig.frame(&bytes));
+        let mut short_meta = Meta::new(PortId(0), Origin::Endpoint);
+        let mut long_meta = short_meta;
+        let sender = source_check::Sender::of(PortId(0), &rig.tables);
+        let is_short = is_plain(&mut short, &mut short_meta, &sender, &rig.tables);
+        let tables = rig.tables.clone();
+        let sender = source_check::Sender::of(PortId(0), &tables);
+        let passed = rig.with(|cx| parse_and_check(&mut long, &mut long_meta, &sender, cx));
+        if is_short {
+            prop_assert_eq!(passed, Ok(()));
+            prop_assert_eq!(short_meta, long_meta);
+            prop_assert_eq!(short.bytes(), long.bytes());
+            prop_assert_eq!(&rig.finished, &[0, 0, 0, 0]);
+        }
+        // Nothing but the change can have kept it from the short way.
+        prop_assert!(is_short || partial || !changed.is_empty());
+    }
+
+    #[test]
+    fn what_takes_the_short_way_out_of_a_tunnel_would_pass_the_long_one(
+        vxlan: bool, tcp: bool, payload in 0_usize..40, padding in 0_usize..8,
+        (changed, mended) in changes(110), mend_outer: bool,
+    ) {
+        let mut rig = Rig::new();
+        let macs = (objects::gateway_mac(1), objects::gateway_mac(0));
+        let mut bytes = tunnelled(&packet(true, tcp, macs, payload, padding), vxlan);
+        for (at, value) in &changed {
+            if let Some(byte) = bytes.get_mut(*at) {
+                *byte = *value;
+            }
+        }
+        if mended {
+            mend(&mut bytes, if mend_outer { 14 } else { 64 });
+        }
+        let mut vectors = [Vector::default(), Vector::default()];
+        for vector in &mut vectors {
+            let frame = rig.frame(&bytes);
+            vector.frames.push(frame);
+            vector.meta.push(Meta::new(PortId(9), Origin::Uplink));
+        }
+        let [mut short, mut long] = vectors;
+        rig.with(|cx| {
+            decap::phase(&mut short, cx);
+            peer_check::phase(&mut short, cx);
+            decap::step_by_step(&mut long, cx);
+            peer_check::phase(&mut long, cx);
+        });
+        let plain = short.meta[0].outer_source != 0;
+        let (mut got, wanted) = (short.meta[0], long.meta[0]);
+        (got.outer_source, got.tunnel) = (wanted.outer_source, wanted.tunnel);
+        prop_assert_eq!(got, wanted);
+        prop_assert_eq!(short.frames[0].bytes(), long.frames[0].bytes());
+        // Node d sends what is node b's, and is looked at again. Otherwise, nothing but a change
+        // can have kept it from the short way.
+        prop_assert!(plain || vxlan || !changed.is_empty());
+    }
+}
