@@ -1,5 +1,6 @@
 //! The control process: reads, compiles, pushes, until a signal.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -13,11 +14,12 @@ use signal_hook::iterator::Signals;
 
 use crate::config::{self, ConfigError};
 use crate::credentials::{Allowed, CredentialError};
-use crate::desired::{self, Desired};
+use crate::desired::Compiler;
+use crate::host::Host;
 use crate::reconcile::Reconciler;
 use crate::socket::{Server, Shared, SocketError};
 use crate::sources::directory::Directory;
-use crate::sources::{Source, View};
+use crate::sources::{Problem, Source, Update};
 use crate::status::ControlStatus;
 use crate::validate::{Refusal, Validated, validate};
 
@@ -76,7 +78,7 @@ pub enum DaemonError {
 /// What the main loop waits for.
 enum Event {
     /// The source knows something new.
-    View(View),
+    Update(Update),
     /// A signal.
     Stop,
 }
@@ -95,7 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError> {
             arguments.manifests.display()
         );
     }
-    let config = validate(file.config)
+    let config = validate(file.config, Host::read())
         .map_err(|refusals| DaemonError::Refused { path: arguments.config.clone(), refusals })?;
     let allowed = Allowed::new(arguments.group.as_deref())?;
     let status = ControlStatus {
@@ -115,7 +117,7 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError> {
     loop {
         let wait = keeper.step();
         match events.recv_timeout(wait) {
-            Ok(Event::View(view)) => keeper.take(&view),
+            Ok(Event::Update(update)) => keeper.take(update),
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => break,
         }
@@ -144,8 +146,8 @@ fn follow(
 ) -> Result<JoinHandle<()>, std::io::Error> {
     std::thread::Builder::new().name("source".into()).spawn(move || {
         while !stop.load(Ordering::Relaxed) {
-            if let Some(view) = source.wait(LOOK)
-                && sender.send(Event::View(view)).is_err()
+            if let Some(update) = source.wait(LOOK)
+                && sender.send(Event::Update(update)).is_err()
             {
                 return;
             }
@@ -153,30 +155,37 @@ fn follow(
     })
 }
 
-/// Everything between a source's view and the dataplane.
+/// Everything between a source's updates and the dataplane.
 struct Keeper {
-    config: Validated,
+    compiler: Compiler,
     reconciler: Reconciler,
-    desired: Desired,
     shared: Shared,
 }
 
 impl Keeper {
     fn new(config: Validated, reconciler: Reconciler, shared: Shared) -> Self {
-        Self { config, reconciler, desired: Desired::default(), shared }
+        Self { compiler: Compiler::new(config), reconciler, shared }
     }
 
-    /// Takes over what the source knows.
-    fn take(&mut self, view: &View) {
-        let new = desired::compile(&self.config, view, &self.desired.objects);
-        for problem in new.problems.iter().filter(|now| !self.desired.problems.contains(now)) {
-            tracing::error!("{problem}");
+    /// Takes over what the source has to say.
+    fn take(&mut self, update: Update) {
+        let before = self.compiler.account().clone();
+        let changed = self.compiler.take(update);
+        let account = self.compiler.account();
+        if *account != before {
+            let known: BTreeSet<&Problem> = before.problems.iter().collect();
+            for problem in account.problems.iter().filter(|now| !known.contains(now)) {
+                tracing::error!("{problem}");
+            }
+            for note in account.pending.iter().chain(&account.notes) {
+                tracing::debug!("{note}");
+            }
+            let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            status.problems.clone_from(&account.problems);
+            status.pending.clone_from(&account.pending);
+            status.notes.clone_from(&account.notes);
         }
-        for note in new.pending.iter().chain(&new.notes) {
-            tracing::debug!("{note}");
-        }
-        self.reconciler.set_desired(&new);
-        self.desired = new;
+        self.reconciler.want(self.compiler.objects(), &changed, account.incomplete);
     }
 
     /// Does what is due and says how long nothing else will be.
@@ -184,9 +193,6 @@ impl Keeper {
         let wait = self.reconciler.step(Instant::now());
         let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         self.reconciler.report(&mut status);
-        status.problems.clone_from(&self.desired.problems);
-        status.pending.clone_from(&self.desired.pending);
-        status.notes.clone_from(&self.desired.notes);
         wait
     }
 }

@@ -11,7 +11,7 @@
 //! The dataplane is asked what it has whenever it is met anew, and again every ten seconds. Only
 //! what differs is sent; where nothing differs, nothing is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,6 @@ use overlane_api::client::{Client, ClientError};
 use overlane_api::protocol::{ApiError, ErrorCode, MAX_CHANGES, Op, Reply};
 use overlane_api::{Change, Object, ObjectKey};
 
-use crate::desired::Desired;
 use crate::status::{Connection, ControlStatus, Counts, Refused};
 
 /// First wait after a lost connection.
@@ -32,6 +31,8 @@ const MAX_BACKOFF: Duration = Duration::from_millis(250);
 const HELLO_EVERY: Duration = Duration::from_secs(1);
 /// How often everything is compared without a reason.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
+/// Comparing takes at most this part of the time: one in so many.
+const COMPARE_SHARE: u32 = 200;
 /// Longest wait for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a push is repeated for what was refused while other changes came through: an
@@ -43,6 +44,8 @@ const MAX_PASSES: usize = 3;
 struct Wanted {
     object: Object,
     digest: u64,
+    /// It lets go of a frontend that another service may be waiting for.
+    gives_up: bool,
 }
 
 /// A refusal and the digest of what was refused (0 for a removal).
@@ -60,6 +63,10 @@ pub struct Reconciler {
     /// Nothing is removed while the desired state is incomplete or not yet known.
     keep_absent: bool,
     installed: BTreeMap<ObjectKey, u64>,
+    /// What is desired and not installed so, or installed and not desired.
+    differs: BTreeSet<ObjectKey>,
+    /// How much is desired of each kind.
+    counts: Counts,
     rejected: BTreeMap<ObjectKey, Rejection>,
     warnings: Vec<String>,
     link: Link,
@@ -90,6 +97,8 @@ impl Reconciler {
             desired: BTreeMap::new(),
             keep_absent: true,
             installed: BTreeMap::new(),
+            differs: BTreeSet::new(),
+            counts: Counts::default(),
             rejected: BTreeMap::new(),
             warnings: Vec::new(),
             link: Link::Down { error: String::new() },
@@ -98,22 +107,61 @@ impl Reconciler {
         }
     }
 
-    /// Sets what should be. It is pushed by the next [`Self::step`].
-    pub fn set_desired(&mut self, desired: &Desired) {
-        let mut old = std::mem::take(&mut self.desired);
-        self.keep_absent = desired.incomplete;
-        self.desired = desired
-            .objects
-            .iter()
-            .map(|(key, object)| {
-                let same = old.remove(key).filter(|wanted| wanted.object == *object);
-                let wanted = same
-                    .unwrap_or_else(|| Wanted { object: object.clone(), digest: object.digest() });
-                (key.clone(), wanted)
-            })
-            .collect();
+    /// Sets what should be of `changed`: as it is in `objects`, and what is not there, not. While
+    /// that is `incomplete`, nothing is removed. It is pushed by the next [`Self::step`].
+    pub fn want(
+        &mut self,
+        objects: &BTreeMap<ObjectKey, Object>,
+        changed: &[ObjectKey],
+        incomplete: bool,
+    ) {
+        self.keep_absent = incomplete;
+        for key in changed {
+            match objects.get(key) {
+                Some(object) => self.want_object(key, object),
+                None => {
+                    if self.desired.remove(key).is_some() {
+                        *self.counts.of_kind(key) -= 1;
+                    }
+                }
+            }
+            self.compare(key);
+        }
         // What was refused may be right in new company.
         self.rejected.clear();
+    }
+
+    fn want_object(&mut self, key: &ObjectKey, object: &Object) {
+        let gives_up = match (self.desired.get(key).map(|wanted| &wanted.object), object) {
+            (Some(Object::Service(before)), Object::Service(now)) => {
+                before.frontends.iter().any(|frontend| !now.frontends.contains(frontend))
+            }
+            _ => false,
+        };
+        let wanted = Wanted { object: object.clone(), digest: object.digest(), gives_up };
+        if self.desired.insert(key.clone(), wanted).is_none() {
+            *self.counts.of_kind(key) += 1;
+        }
+    }
+
+    /// Notes whether what is desired and what is installed of `key` are the same.
+    fn compare(&mut self, key: &ObjectKey) {
+        let wanted = self.desired.get(key).map(|wanted| wanted.digest);
+        // The node itself is only ever replaced.
+        let is_kept = wanted.is_none() && *key == ObjectKey::Node;
+        if is_kept || wanted == self.installed.get(key).copied() {
+            self.differs.remove(key);
+        } else {
+            self.differs.insert(key.clone());
+        }
+    }
+
+    fn set_installed(&mut self, installed: BTreeMap<ObjectKey, u64>) {
+        self.installed = installed;
+        let keys: BTreeSet<ObjectKey> =
+            self.installed.keys().chain(self.desired.keys()).cloned().collect();
+        self.differs.clear();
+        keys.iter().for_each(|key| self.compare(key));
     }
 
     /// Does what is due at `now`, and says how long nothing else will be. Blocks as long as the
@@ -151,8 +199,10 @@ impl Reconciler {
                     }
                 }
                 if now >= *next_compare {
-                    self.installed = installed(client)?;
-                    *next_compare = now + COMPARE_EVERY;
+                    let answer = installed(client)?;
+                    // Much to compare is compared less often: a change may have to wait for it.
+                    *next_compare = now + COMPARE_EVERY.max(now.elapsed() * COMPARE_SHARE);
+                    self.set_installed(answer);
                     self.rejected.retain(|_, rejection| rejection.error.code == ErrorCode::Refused);
                 }
             }
@@ -163,7 +213,8 @@ impl Reconciler {
     fn connect(&mut self, now: Instant) -> Result<(), ClientError> {
         let mut client = Client::connect(&self.socket, CALL_TIMEOUT)?;
         let (version, instance) = hello(&mut client)?;
-        self.installed = installed(&mut client)?;
+        let answer = installed(&mut client)?;
+        self.set_installed(answer);
         self.rejected.clear();
         tracing::info!(socket = %self.socket.display(), version, objects = self.installed.len(), "connected to the dataplane");
         self.backoff = FIRST_BACKOFF;
@@ -179,7 +230,7 @@ impl Reconciler {
             _ => tracing::warn!("{text}; trying again, forwarding is not affected"),
         }
         self.link = Link::Down { error: text };
-        self.installed.clear();
+        self.set_installed(BTreeMap::new());
         self.next_try = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
     }
@@ -219,14 +270,14 @@ impl Reconciler {
             && !self.installed.contains_key(&ObjectKey::Node)
     }
 
-    /// What has to change, in order: a peer is there before its endpoints and goes after them,
-    /// and an address is let go before another endpoint takes it.
+    /// What has to change, in order: a peer is there before its endpoints and goes after them, a
+    /// backend before its service, and an address is let go before another takes it.
     fn difference(&self) -> Vec<Change> {
-        let set = |kind: fn(&ObjectKey) -> bool| {
-            self.desired
+        let set = |kind: fn(&ObjectKey, &Wanted) -> bool| {
+            self.differs
                 .iter()
-                .filter(move |(key, _)| kind(key))
-                .filter(|(key, wanted)| self.installed.get(key) != Some(&wanted.digest))
+                .filter_map(|key| self.desired.get(key).map(|wanted| (key, wanted)))
+                .filter(move |(key, wanted)| kind(key, wanted))
                 .filter(|(key, wanted)| !self.is_rejected(key, wanted.digest))
                 .map(|(_, wanted)| Change::Set(wanted.object.clone()))
         };
@@ -238,19 +289,24 @@ impl Reconciler {
         };
         let is_peer = |key: &ObjectKey| matches!(key, ObjectKey::Peer(_));
         let is_endpoint = |key: &ObjectKey| matches!(key, ObjectKey::Endpoint(_));
-        set(|key| *key == ObjectKey::Node)
-            .chain(set(is_peer))
+        let is_service = |key: &ObjectKey| matches!(key, ObjectKey::Service(_));
+        let is_egress = |key: &ObjectKey| matches!(key, ObjectKey::Egress(_));
+        set(|key, _| *key == ObjectKey::Node)
+            .chain(set(|key, _| matches!(key, ObjectKey::Peer(_))))
             .chain(remove(is_endpoint))
-            .chain(set(is_endpoint))
+            .chain(set(|key, _| matches!(key, ObjectKey::Endpoint(_))))
+            .chain(remove(is_service))
+            .chain(set(|key, wanted| matches!(key, ObjectKey::Service(_)) && wanted.gives_up))
+            .chain(set(|key, wanted| matches!(key, ObjectKey::Service(_)) && !wanted.gives_up))
+            .chain(remove(is_egress))
+            .chain(set(|key, _| matches!(key, ObjectKey::Egress(_))))
             .chain(remove(is_peer))
             .collect()
     }
 
-    /// What is installed and not desired. The node itself is only ever replaced.
+    /// What is installed and not desired.
     fn surplus(&self) -> impl Iterator<Item = &ObjectKey> {
-        self.installed
-            .keys()
-            .filter(|key| **key != ObjectKey::Node && !self.desired.contains_key(*key))
+        self.differs.iter().filter(|key| !self.desired.contains_key(*key))
     }
 
     fn is_rejected(&self, key: &ObjectKey, digest: u64) -> bool {
@@ -291,12 +347,15 @@ impl Reconciler {
         match change {
             Change::Set(object) => {
                 let key = object.key();
-                if let Some(wanted) = self.desired.get(&key) {
-                    self.installed.insert(key, wanted.digest);
+                if let Some(wanted) = self.desired.get_mut(&key) {
+                    wanted.gives_up = false;
+                    self.installed.insert(key.clone(), wanted.digest);
                 }
+                self.compare(&key);
             }
             Change::Remove(key) => {
                 self.installed.remove(key);
+                self.compare(key);
             }
         }
     }
@@ -316,17 +375,16 @@ impl Reconciler {
 
     /// Puts what is known here into `status`.
     pub fn report(&self, status: &mut ControlStatus) {
-        status.desired = Counts::of(self.desired.keys());
+        status.desired = self.counts;
         status.dataplane = match &self.link {
             Link::Down { error } => Connection::Disconnected { error: error.clone() },
             Link::Up { version, instance, .. } => {
                 Connection::Connected { version: version.clone(), instance: *instance }
             }
         };
-        let in_force =
-            |(key, wanted): &(&ObjectKey, &Wanted)| self.installed.get(key) == Some(&wanted.digest);
-        status.in_force = self.desired.iter().filter(in_force).count();
-        status.held_back = if self.keep_absent { self.surplus().count() } else { 0 };
+        let surplus = self.surplus().count();
+        status.in_force = self.desired.len() - (self.differs.len() - surplus);
+        status.held_back = if self.keep_absent { surplus } else { 0 };
         status.warnings.clone_from(&self.warnings);
         status.refused = self
             .rejected

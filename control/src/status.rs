@@ -55,15 +55,20 @@ impl Counts {
     pub fn of<'a>(keys: impl Iterator<Item = &'a ObjectKey>) -> Self {
         let mut counts = Self::default();
         for key in keys {
-            match key {
-                ObjectKey::Node => counts.node += 1,
-                ObjectKey::Peer(_) => counts.peers += 1,
-                ObjectKey::Endpoint(_) => counts.endpoints += 1,
-                ObjectKey::Service(_) => counts.services += 1,
-                ObjectKey::Egress(_) => counts.egress += 1,
-            }
+            *counts.of_kind(key) += 1;
         }
         counts
+    }
+
+    /// The count of the kind of `key`.
+    pub const fn of_kind(&mut self, key: &ObjectKey) -> &mut usize {
+        match key {
+            ObjectKey::Node => &mut self.node,
+            ObjectKey::Peer(_) => &mut self.peers,
+            ObjectKey::Endpoint(_) => &mut self.endpoints,
+            ObjectKey::Service(_) => &mut self.services,
+            ObjectKey::Egress(_) => &mut self.egress,
+        }
     }
 
     /// All of them.

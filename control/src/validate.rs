@@ -1,17 +1,22 @@
 //! Checks a configuration as a whole before anything starts. Everything that is wrong is
 //! reported at once, each refusal with both fields, both values and what to do.
 
+mod egress;
 mod refusal;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlane_api::{EncapSettings, HostPort, MacAddr, Mode, OuterDscp, Underlay, Vni};
+use overlane_api::{
+    EncapSettings, HostPort, MacAddr, Mode, OuterDscp, PortRange, SnatSettings, Underlay, Vni,
+};
 
+pub use egress::EgressRule;
 pub use refusal::{Named, Refusal};
 
 use crate::config::{Config, DscpSetting, HostPortSetting};
+use crate::host::Host;
 use crate::manifests::pod::{MAX_INTERFACE, is_interface_name};
 use refusal::named;
 
@@ -48,6 +53,20 @@ pub struct Validated {
     pub underlay_mtu: u16,
     /// The host port.
     pub host_port: Option<HostPort>,
+    /// Source NAT.
+    pub snat: SnatSettings,
+    /// Rules for pods that leave the cluster.
+    pub egress: Vec<EgressRule>,
+    /// Flows that each worker can hold, of each family.
+    pub flow_capacity: u32,
+    /// The cluster's NodePorts.
+    pub node_ports: PortRange,
+    /// Ranges of addresses of this node, besides its own, that answer NodePorts.
+    pub node_port_addresses: Vec<IpNet>,
+    /// Are `externalIPs` answered?
+    pub external_ips: bool,
+    /// Facts of this machine.
+    pub host: Host,
     /// Family of the outer header, if written.
     underlay: Option<Underlay>,
     /// podMTU, if written, bytes.
@@ -112,12 +131,12 @@ pub fn join<T: ToString>(values: &[T]) -> String {
     values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Checks `config` as a whole.
+/// Checks `config` as a whole, and against the machine it is for.
 ///
 /// # Errors
 /// Everything that is refused, in the order of the fields.
-pub fn validate(config: Config) -> Result<Validated, Vec<Refusal>> {
-    let mut check = Check { config: &config, refusals: Vec::new() };
+pub fn validate(config: Config, host: Host) -> Result<Validated, Vec<Refusal>> {
+    let mut check = Check { config: &config, host: &host, refusals: Vec::new() };
     check.names();
     check.ranges();
     check.services();
@@ -125,6 +144,11 @@ pub fn validate(config: Config) -> Result<Validated, Vec<Refusal>> {
     let encap = check.encap();
     let (underlay_mtu, pod_mtu) = check.mtus();
     let host_port = check.host_port();
+    let node_ports = check.node_ports();
+    let snat = check.snat(node_ports);
+    check.gateways();
+    let egress = check.egress();
+    let flow_capacity = check.flow_capacity();
     let Some(encap) = encap.filter(|_| check.refusals.is_empty()) else {
         return Err(check.refusals);
     };
@@ -140,6 +164,13 @@ pub fn validate(config: Config) -> Result<Validated, Vec<Refusal>> {
         node_addresses: config.node_addresses,
         underlay_mtu,
         host_port,
+        snat,
+        egress,
+        flow_capacity,
+        node_ports,
+        node_port_addresses: config.node_port_addresses,
+        external_ips: config.enable_external_ips,
+        host,
         underlay: config.underlay,
         pod_mtu,
         encap,
@@ -153,6 +184,7 @@ fn default_underlay<'a>(mut addresses: impl Iterator<Item = &'a IpAddr>) -> Unde
 /// The checks and what they found.
 struct Check<'a> {
     config: &'a Config,
+    host: &'a Host,
     refusals: Vec<Refusal>,
 }
 

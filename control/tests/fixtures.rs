@@ -19,7 +19,7 @@ fn fixtures(folder: &str) -> Vec<PathBuf> {
 
 fn check(file: &Path) -> (Option<i32>, Value) {
     let output = Command::new(env!("CARGO_BIN_EXE_overlane"))
-        .args(["config", "check", "-o", "json"])
+        .args(["config", "check", "-o", "json", "--local-port-range", "32768-60999"])
         .arg(file)
         .output()
         .unwrap();

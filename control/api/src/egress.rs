@@ -114,7 +114,8 @@ impl Default for Timeouts {
 #[serde(deny_unknown_fields, default)]
 pub struct SnatSettings {
     /// Ports (and ICMP identifiers) of each address that flows leave with. Disjoint from the
-    /// host's own, which Overlane does not see.
+    /// host's own, which Overlane does not see, and from NodePorts. A tunnel port among them is
+    /// never given to UDP: what arrives there is a tunnel packet.
     pub ports: PortRange,
     /// Destinations that pods reach with their own address, sorted.
     pub non_masquerade: Vec<IpNet>,

@@ -212,11 +212,14 @@ pub struct Service {
 }
 
 impl Service {
-    /// Does any node have a backend that could take a new flow? Then a packet that finds none
-    /// in its scope is dropped, not rejected.
+    /// Does any node have a backend of the family of `frontend` that could take a new flow? Then
+    /// a packet that finds none in its scope is dropped, not rejected.
     #[must_use]
-    pub fn has_any(&self) -> bool {
-        self.backends.iter().any(|backend| backend.use_cluster || backend.use_local)
+    pub fn has_any(&self, frontend: IpAddr) -> bool {
+        self.backends.iter().any(|backend| {
+            backend.address.is_ipv4() == frontend.is_ipv4()
+                && (backend.use_cluster || backend.use_local)
+        })
     }
 }
 
@@ -234,7 +237,8 @@ mod tests {
         assert_eq!((service.internal, service.external), (Scope::Cluster, Scope::Cluster));
         assert_eq!((service.reject, service.forwarding), (Reject::Rst, Forwarding::Snat));
         assert_eq!(service.algorithm, Algorithm::Maglev);
-        assert!(service.has_any());
+        assert!(service.has_any("10.96.0.20".parse().unwrap()));
+        assert!(!service.has_any("fd98::20".parse().unwrap()));
         let back = serde_json::to_string(&service).unwrap();
         assert_eq!(serde_json::from_str::<Service>(&back).unwrap(), service);
     }

@@ -1,16 +1,17 @@
 //! `overlane config check FILE`: would this configuration be accepted?
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
 use clap::Subcommand;
+use overlane_api::PortRange;
 use serde::Serialize;
 
 use super::{Answer, Cli, CliError};
 use crate::config;
-use crate::desired;
+use crate::desired::Compiler;
+use crate::host::Host;
 use crate::sources::directory::Directory;
 use crate::sources::{Problem, Source, View};
 use crate::status::Counts;
@@ -26,6 +27,9 @@ pub enum Config {
         /// Directory of Kubernetes manifests to check with it.
         #[arg(long, value_name = "DIR")]
         manifests: Option<std::path::PathBuf>,
+        /// The node's net.ipv4.ip_local_port_range, FIRST-LAST [default: this machine's]
+        #[arg(long, value_name = "PORTS")]
+        local_port_range: Option<PortRange>,
     },
 }
 
@@ -46,15 +50,24 @@ struct Verdict {
 ///
 /// # Errors
 /// When the answer cannot be written; a refused configuration is an answer.
-pub fn check(cli: &Cli, file: &Path, directory: Option<&Path>) -> Result<Answer, CliError> {
-    let mut verdict = judge(file, directory);
+pub fn check(
+    cli: &Cli,
+    file: &Path,
+    directory: Option<&Path>,
+    local_ports: Option<PortRange>,
+) -> Result<Answer, CliError> {
+    let host = match local_ports {
+        Some(_) => Host { local_ports, ..Host::default() },
+        None => Host::read(),
+    };
+    let mut verdict = judge(file, directory, host);
     verdict.accepted = verdict.refusals.is_empty();
     let mut answer = cli.answer(&verdict, || screen(&verdict))?;
     answer.worked = verdict.accepted;
     Ok(answer)
 }
 
-fn judge(file: &Path, directory: Option<&Path>) -> Verdict {
+fn judge(file: &Path, directory: Option<&Path>, host: Host) -> Verdict {
     let place = file.display().to_string();
     let mut verdict = Verdict { file: place.clone(), ..Verdict::default() };
     let read = match config::load(file) {
@@ -64,9 +77,9 @@ fn judge(file: &Path, directory: Option<&Path>) -> Verdict {
             return verdict;
         }
     };
-    let mut view = directory
-        .and_then(|directory| Directory::new(directory).wait(Duration::ZERO))
-        .unwrap_or_default();
+    let mut view = View::default();
+    let update = directory.and_then(|directory| Directory::new(directory).wait(Duration::ZERO));
+    view.apply(update.unwrap_or_default());
     for manifest in read.manifests {
         let key = manifest.key();
         if let Some((_, other)) = view.manifests.get(&key) {
@@ -76,12 +89,14 @@ fn judge(file: &Path, directory: Option<&Path>) -> Verdict {
         }
         view.manifests.insert(key, (manifest, place.clone()));
     }
-    match validate(read.config) {
+    match validate(read.config, host) {
         Ok(config) if directory.is_some() || !view.manifests.is_empty() => {
-            let desired = desired::compile(&config, &view, &BTreeMap::new());
-            verdict.objects = Some(Counts::of(desired.objects.keys()));
-            verdict.refusals.extend(desired.problems.iter().map(Problem::to_string));
-            verdict.notes.extend(desired.pending.into_iter().chain(desired.notes));
+            let mut compiler = Compiler::new(config);
+            compiler.take(view.into());
+            let account = compiler.account();
+            verdict.objects = Some(Counts::of(compiler.objects().keys()));
+            verdict.refusals.extend(account.problems.iter().map(Problem::to_string));
+            verdict.notes.extend(account.pending.iter().chain(&account.notes).cloned());
         }
         Ok(_) => {}
         Err(refusals) => {

@@ -151,8 +151,8 @@ impl Cli {
             Verb::Node(node::Node::List) => node::list(self),
             Verb::Endpoint(endpoint::Endpoint::List) => endpoint::list(self),
             Verb::Drops => drops::run(self),
-            Verb::Config(config::Config::Check { file, manifests }) => {
-                config::check(self, file, manifests.as_deref())
+            Verb::Config(config::Config::Check { file, manifests, local_port_range }) => {
+                config::check(self, file, manifests.as_deref(), *local_port_range)
             }
             Verb::Version => version::run(self),
             Verb::Completions { shell } => Ok(completions::run(*shell)),

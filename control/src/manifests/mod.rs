@@ -1,23 +1,30 @@
 //! Kubernetes manifests as written, one file per kind, translated to what [`crate::desired`]
 //! works with. Kubernetes words stop here.
 
+pub mod endpoint_slice;
+pub mod namespace;
 pub mod node;
 pub mod pod;
+pub mod selector;
+pub mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_yaml_ng::Value;
 
+pub use endpoint_slice::SliceManifest;
+pub use namespace::NamespaceManifest;
 pub use node::NodeManifest;
 pub use pod::PodManifest;
+pub use service::ServiceManifest;
 
 /// Kinds that are known but change nothing yet.
-const NOT_USED_YET: [&str; 4] = ["Service", "EndpointSlice", "Namespace", "NetworkPolicy"];
+const NOT_USED_YET: [&str; 1] = ["NetworkPolicy"];
 
 /// One object of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +33,12 @@ pub enum Manifest {
     Node(NodeManifest),
     /// A pod, or one that is not to be attached (see [`PodManifest::standing`]).
     Pod(PodManifest),
+    /// A service.
+    Service(ServiceManifest),
+    /// Endpoints of a service.
+    EndpointSlice(SliceManifest),
+    /// A namespace.
+    Namespace(NamespaceManifest),
 }
 
 /// What names a manifest in the cluster.
@@ -35,6 +48,12 @@ pub enum ManifestKey {
     Node(String),
     /// A pod, by `namespace/name`.
     Pod(String),
+    /// A service, by `namespace/name`.
+    Service(String),
+    /// Endpoints of a service, by `namespace/name`.
+    EndpointSlice(String),
+    /// A namespace, by name.
+    Namespace(String),
 }
 
 impl fmt::Display for ManifestKey {
@@ -42,6 +61,9 @@ impl fmt::Display for ManifestKey {
         match self {
             Self::Node(name) => write!(f, "Node {name}"),
             Self::Pod(name) => write!(f, "Pod {name}"),
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
         }
     }
 }
@@ -53,6 +75,51 @@ impl Manifest {
         match self {
             Self::Node(node) => ManifestKey::Node(node.name.clone()),
             Self::Pod(pod) => ManifestKey::Pod(pod.name.clone()),
+            Self::Service(service) => ManifestKey::Service(service.name.clone()),
+            Self::EndpointSlice(slice) => ManifestKey::EndpointSlice(slice.name.clone()),
+            Self::Namespace(namespace) => ManifestKey::Namespace(namespace.name.clone()),
+        }
+    }
+
+    /// Reads an object of `kind` with `source`; none when the kind is not used.
+    fn read<'de, D: Deserializer<'de>>(
+        kind: &str,
+        source: D,
+    ) -> Option<Result<Self, ObjectError<D::Error>>> {
+        fn typed<'de, D: Deserializer<'de>, K: Deserialize<'de>, M>(
+            source: D,
+            translate: fn(K) -> Result<M, ManifestError>,
+            wrap: fn(M) -> Manifest,
+        ) -> Option<Result<Manifest, ObjectError<D::Error>>> {
+            let object = K::deserialize(source).map_err(ObjectError::Syntax);
+            Some(
+                object.and_then(|object| translate(object).map(wrap).map_err(ObjectError::Content)),
+            )
+        }
+        match kind {
+            "Node" => typed(source, node::translate, Self::Node),
+            "Pod" => typed(source, pod::translate, Self::Pod),
+            "Service" => typed(source, service::translate, Self::Service),
+            "EndpointSlice" => typed(source, endpoint_slice::translate, Self::EndpointSlice),
+            "Namespace" => typed(source, namespace::translate, Self::Namespace),
+            _ => None,
+        }
+    }
+}
+
+/// Why an object cannot be read.
+enum ObjectError<E> {
+    /// It is not of its kind's form.
+    Syntax(E),
+    /// What it says cannot be.
+    Content(ManifestError),
+}
+
+impl<E> ObjectError<E> {
+    fn read(self, syntax: impl FnOnce(E) -> ReadError) -> ReadError {
+        match self {
+            Self::Syntax(error) => syntax(error),
+            Self::Content(error) => ReadError::plain(error),
         }
     }
 }
@@ -167,8 +234,8 @@ impl<T> Read<T> {
 #[derive(Debug)]
 pub struct Nothing;
 
-impl<'de> serde::Deserialize<'de> for Nothing {
-    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+impl<'de> Deserialize<'de> for Nothing {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
         Err(serde::de::Error::custom(
             "a document without `kind`: a manifest needs apiVersion, kind and metadata",
         ))
@@ -204,22 +271,18 @@ pub fn read_yaml<T: DeserializeOwned>(text: &str) -> Result<Read<T>, ReadError> 
     let typed = serde_yaml_ng::Deserializer::from_str(text);
     for (document, typed) in serde_yaml_ng::Deserializer::from_str(text).zip(typed) {
         let value: Value =
-            serde::Deserialize::deserialize(document).map_err(|error| ReadError::yaml(&error))?;
+            Deserialize::deserialize(document).map_err(|error| ReadError::yaml(&error))?;
         if value.is_null() {
             continue;
         }
         let wrong = |error: serde_yaml_ng::Error| ReadError::yaml(&error);
-        match value.get("kind").and_then(Value::as_str) {
-            None => read.others.push(T::deserialize(typed).map_err(wrong)?),
-            Some("Node") => {
-                let node = serde::Deserialize::deserialize(typed).map_err(wrong)?;
-                read.push(Manifest::Node(node::translate(node).map_err(ReadError::plain)?));
-            }
-            Some("Pod") => {
-                let pod = serde::Deserialize::deserialize(typed).map_err(wrong)?;
-                read.push(Manifest::Pod(pod::translate(pod).map_err(ReadError::plain)?));
-            }
-            Some(_) => add_value(&mut read, value, None)?,
+        let Some(kind) = value.get("kind").and_then(Value::as_str) else {
+            read.others.push(T::deserialize(typed).map_err(wrong)?);
+            continue;
+        };
+        match Manifest::read(kind, typed) {
+            Some(manifest) => read.push(manifest.map_err(|error| error.read(wrong))?),
+            None => add_value(&mut read, value, None)?,
         }
     }
     Ok(read)
@@ -229,17 +292,12 @@ fn read_json(text: &str) -> Result<Read<Nothing>, ReadError> {
     let wrong = |error: serde_json::Error| ReadError::json(&error);
     let value: Value = serde_json::from_str(text).map_err(wrong)?;
     let mut read = Read::default();
-    match value.get("kind").and_then(Value::as_str) {
-        None => return Err(ReadError::plain("an object without `kind`")),
-        Some("Node") => {
-            let node = serde_json::from_str(text).map_err(wrong)?;
-            read.push(Manifest::Node(node::translate(node).map_err(ReadError::plain)?));
-        }
-        Some("Pod") => {
-            let pod = serde_json::from_str(text).map_err(wrong)?;
-            read.push(Manifest::Pod(pod::translate(pod).map_err(ReadError::plain)?));
-        }
-        Some(_) => add_value(&mut read, value, None)?,
+    let Some(kind) = value.get("kind").and_then(Value::as_str) else {
+        return Err(ReadError::plain("an object without `kind`"));
+    };
+    match Manifest::read(kind, &mut serde_json::Deserializer::from_str(text)) {
+        Some(manifest) => read.push(manifest.map_err(|error| error.read(wrong))?),
+        None => add_value(&mut read, value, None)?,
     }
     Ok(read)
 }
@@ -252,25 +310,18 @@ fn add_value<T>(read: &mut Read<T>, value: Value, kind: Option<&str>) -> Result<
         return Err(ReadError::plain("an item without `kind` in a List"));
     };
     let in_object = |error: serde_yaml_ng::Error| ReadError::plain(format!("{kind}: {error}"));
-    match kind.as_str() {
-        "Node" => {
-            let node = serde_yaml_ng::from_value(value).map_err(in_object)?;
-            read.push(Manifest::Node(node::translate(node).map_err(ReadError::plain)?));
+    if let Some(item_kind) = kind.strip_suffix("List") {
+        let item_kind = Some(item_kind).filter(|kind| !kind.is_empty());
+        let items = value.get("items").and_then(Value::as_sequence).cloned();
+        for (place, item) in items.unwrap_or_default().into_iter().enumerate() {
+            add_value(read, item, item_kind)
+                .map_err(|error| ReadError::plain(format!("items[{place}]: {}", error.message)))?;
         }
-        "Pod" => {
-            let pod = serde_yaml_ng::from_value(value).map_err(in_object)?;
-            read.push(Manifest::Pod(pod::translate(pod).map_err(ReadError::plain)?));
-        }
-        list if list.ends_with("List") => {
-            let item_kind = list.strip_suffix("List").filter(|kind| !kind.is_empty());
-            let items = value.get("items").and_then(Value::as_sequence).cloned();
-            for (place, item) in items.unwrap_or_default().into_iter().enumerate() {
-                add_value(read, item, item_kind).map_err(|error| {
-                    ReadError::plain(format!("items[{place}]: {}", error.message))
-                })?;
-            }
-        }
-        _ => *read.unused.entry(kind).or_default() += 1,
+        return Ok(());
+    }
+    match Manifest::read(&kind, value) {
+        Some(manifest) => read.push(manifest.map_err(|error| error.read(in_object))?),
+        None => *read.unused.entry(kind).or_default() += 1,
     }
     Ok(())
 }
@@ -293,6 +344,31 @@ fn field<T: std::str::FromStr>(
         value: value.to_owned(),
         wanted,
     })
+}
+
+/// Says that a field is not what it should be.
+fn wrong(
+    object: &ManifestKey,
+    field: &'static str,
+    value: &str,
+    wanted: &'static str,
+) -> ManifestError {
+    ManifestError::Field { object: object.clone(), field, value: value.to_owned(), wanted }
+}
+
+/// A port number.
+fn number(object: &ManifestKey, field: &'static str, port: i32) -> Result<u16, ManifestError> {
+    u16::try_from(port)
+        .ok()
+        .filter(|port| *port > 0)
+        .ok_or_else(|| wrong(object, field, &port.to_string(), "a port, 1 to 65535"))
+}
+
+/// `namespace/name` of an object.
+fn namespaced(meta: &ObjectMeta, kind: &'static str) -> Result<String, ManifestError> {
+    let name = meta.name.as_deref().filter(|name| !name.is_empty());
+    let name = name.ok_or(ManifestError::NoName { kind })?;
+    Ok(format!("{}/{name}", meta.namespace.as_deref().unwrap_or("default")))
 }
 
 /// Refuses two addresses of one family.

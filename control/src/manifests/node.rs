@@ -13,6 +13,9 @@ pub const MODE: &str = "overlane.io/mode";
 /// Annotation: the node's gateway MAC, when it differs from the one made of its address.
 pub const GATEWAY_MAC: &str = "overlane.io/gateway-mac";
 
+/// Label: the zone that a node is in.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// A node, as far as Overlane uses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeManifest {
@@ -26,6 +29,8 @@ pub struct NodeManifest {
     pub mode: Option<Mode>,
     /// Annotation [`GATEWAY_MAC`].
     pub gateway_mac: Option<MacAddr>,
+    /// The zone it is in; empty when not said.
+    pub zone: String,
 }
 
 /// Takes from a Node what Overlane uses.
@@ -41,6 +46,7 @@ pub fn translate(node: Node) -> Result<NodeManifest, ManifestError> {
     let gateway_mac = annotation(meta, GATEWAY_MAC)
         .map(|value| mac(&key, "annotation overlane.io/gateway-mac", value))
         .transpose()?;
+    let zone = meta.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned();
     let mut addresses = Vec::new();
     for address in node.status.and_then(|status| status.addresses).unwrap_or_default() {
         if address.type_ == "InternalIP" {
@@ -58,7 +64,8 @@ pub fn translate(node: Node) -> Result<NodeManifest, ManifestError> {
         let range: IpNet = field(&key, "spec.podCIDRs", "a range such as 10.244.1.0/24", range)?;
         pod_cidrs.push(range.trunc());
     }
-    Ok(NodeManifest { name, addresses, pod_cidrs, mode, gateway_mac })
+    let zone = zone.unwrap_or_default();
+    Ok(NodeManifest { name, addresses, pod_cidrs, mode, gateway_mac, zone })
 }
 
 fn mode(key: &ManifestKey, value: &str) -> Result<Mode, ManifestError> {

@@ -2,16 +2,19 @@
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use overlane_api::MacAddr;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use overlane_api::object::Fnv;
+use overlane_api::{MacAddr, Protocol};
 
-use super::{ManifestError, ManifestKey, annotation, field, node, one_per_family};
+use super::selector::Labels;
+use super::{ManifestError, ManifestKey, annotation, field, node, one_per_family, service};
 
 /// Annotation: the node's end of the pod's veth.
 pub const INTERFACE: &str = "overlane.io/interface";
 /// Annotation: the pod's own MAC.
 pub const MAC: &str = "overlane.io/mac";
+/// Annotation: the pod's share of new connections as a backend, 0 to 65535; 1 when absent.
+pub const WEIGHT: &str = "overlane.io/weight";
 
 /// Longest name of a Linux interface, bytes.
 pub const MAX_INTERFACE: usize = 15;
@@ -31,6 +34,43 @@ pub struct PodManifest {
     pub interface: String,
     /// Its own MAC, if written.
     pub mac: Option<MacAddr>,
+    /// Its labels.
+    pub labels: Labels,
+    /// The ports it has names for.
+    pub ports: Vec<NamedPort>,
+    /// Does it answer? As its condition `Ready` says; without any conditions, as manifests
+    /// written by hand have none: yes.
+    pub ready: bool,
+    /// Is it on its way out?
+    pub terminating: bool,
+    /// Annotation [`WEIGHT`].
+    pub weight: u16,
+}
+
+impl PodManifest {
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.name.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// The number of the port that it calls `name`.
+    #[must_use]
+    pub fn port(&self, name: &str, protocol: Protocol) -> Option<u16> {
+        let mut ports = self.ports.iter();
+        ports.find(|port| port.name == name && port.protocol == protocol).map(|port| port.port)
+    }
+}
+
+/// A port of a container that has a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPort {
+    /// Its name.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
 }
 
 /// Should a pod be attached?
@@ -52,10 +92,11 @@ pub enum Standing {
 /// [`ManifestError`] names the field.
 pub fn translate(pod: Pod) -> Result<PodManifest, ManifestError> {
     let meta = &pod.metadata;
-    let own = meta.name.clone().filter(|name| !name.is_empty());
-    let own = own.ok_or(ManifestError::NoName { kind: "Pod" })?;
-    let name = format!("{}/{own}", meta.namespace.as_deref().unwrap_or("default"));
+    let name = super::namespaced(meta, "Pod")?;
     let key = ManifestKey::Pod(name.clone());
+    let weight = annotation(meta, WEIGHT).map_or(Ok(1), |value| {
+        field(&key, "annotation overlane.io/weight", "a number from 0 to 65535", value)
+    })?;
     let interface = match annotation(meta, INTERFACE) {
         Some(written) => interface(&key, written)?,
         None => default_interface(&name),
@@ -66,6 +107,7 @@ pub fn translate(pod: Pod) -> Result<PodManifest, ManifestError> {
     let spec = pod.spec.unwrap_or_default();
     let status = pod.status.unwrap_or_default();
     let addresses = addresses(&key, &status)?;
+    let ports = named_ports(&key, &spec)?;
     let node = spec.node_name.unwrap_or_default();
     let standing = if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         Standing::Ended
@@ -76,7 +118,51 @@ pub fn translate(pod: Pod) -> Result<PodManifest, ManifestError> {
     } else {
         Standing::Attached
     };
-    Ok(PodManifest { name, standing, node, addresses, interface, mac })
+    Ok(PodManifest {
+        name,
+        standing,
+        node,
+        addresses,
+        interface,
+        mac,
+        labels: meta.labels.clone().unwrap_or_default(),
+        ports,
+        ready: is_ready(&status),
+        terminating: meta.deletion_timestamp.is_some(),
+        weight,
+    })
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    conditions.is_empty()
+        || conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// The named ports of all containers that run as long as the pod: init containers that restart
+/// are among them (KEP-753).
+fn named_ports(key: &ManifestKey, spec: &PodSpec) -> Result<Vec<NamedPort>, ManifestError> {
+    let stays = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
+    let sidecars = spec.init_containers.iter().flatten().filter(stays);
+    let mut ports = Vec::new();
+    for container in spec.containers.iter().chain(sidecars) {
+        for port in container.ports.iter().flatten() {
+            let Some(name) = port.name.clone().filter(|name| !name.is_empty()) else { continue };
+            let protocol = port.protocol.as_deref();
+            ports.push(NamedPort {
+                name,
+                protocol: service::protocol(key, "spec.containers.ports.protocol", protocol)?,
+                port: super::number(
+                    key,
+                    "spec.containers.ports.containerPort",
+                    port.container_port,
+                )?,
+            });
+        }
+    }
+    Ok(ports)
 }
 
 /// The interface of a pod that says nothing: `ovl` and the first 11 hexadecimal digits of the

@@ -3,7 +3,7 @@
 //! and, where that sees nothing (network file systems, a directory that came later), by looking
 //! again every few seconds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use overlane_api::object::Fnv;
 
-use super::{Problem, Source, View};
+use super::{Placed, Problem, Source, Update};
 use crate::manifests::{self, Manifest, ManifestKey};
 
 /// How long the directory must be quiet before it is read.
@@ -21,6 +21,8 @@ const QUIET: Duration = Duration::from_millis(50);
 const MAX_DEBOUNCE: Duration = Duration::from_millis(250);
 /// How often the directory is looked at without a reason.
 const RESCAN: Duration = Duration::from_secs(2);
+/// Looking without a reason takes at most this part of the time: one in so many.
+const RESCAN_SHARE: u32 = 50;
 /// Age below which a file's time stamp does not prove that it is unchanged: clocks of file
 /// systems tick in milliseconds, and two writes may fall into one tick.
 const FRESH: Duration = Duration::from_secs(2);
@@ -53,8 +55,14 @@ struct File {
 pub struct Directory {
     path: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    /// Which file each object comes from.
-    owners: BTreeMap<ManifestKey, PathBuf>,
+    /// The files that hold an object; the first in the list is the one in force.
+    owners: BTreeMap<ManifestKey, Vec<PathBuf>>,
+    /// Objects in more than one file.
+    doubles: BTreeSet<ManifestKey>,
+    /// Objects that the last update did not speak of.
+    changed: BTreeSet<ManifestKey>,
+    /// Files of which something is to be said.
+    remarkable: BTreeSet<PathBuf>,
     problem: Option<Problem>,
     watch: Option<Watch>,
     next_rescan: Option<Instant>,
@@ -62,7 +70,7 @@ pub struct Directory {
 
 #[derive(Debug)]
 struct Watch {
-    events: Receiver<()>,
+    events: Receiver<Sign>,
     /// The directory that is watched; another one may have taken its name.
     inode: u64,
     _watcher: RecommendedWatcher,
@@ -76,6 +84,9 @@ impl Directory {
             path: path.to_owned(),
             files: BTreeMap::new(),
             owners: BTreeMap::new(),
+            doubles: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            remarkable: BTreeSet::new(),
             problem: None,
             watch: None,
             next_rescan: None,
@@ -98,11 +109,26 @@ impl Directory {
             }
         };
         let mut changed = self.set_problem(None);
-        let before = self.files.len();
-        self.files.retain(|path, _| names.binary_search(path).is_ok());
-        changed |= self.files.len() != before;
+        let is_gone = |path: &&PathBuf| names.binary_search(path).is_err();
+        let gone: Vec<PathBuf> = self.files.keys().filter(is_gone).cloned().collect();
+        changed |= !gone.is_empty();
+        for path in &gone {
+            self.replace(path, None);
+        }
         for path in names {
             changed |= self.refresh(path);
+        }
+        changed
+    }
+
+    /// Reads these files again, which are known to have changed. Did anything change?
+    fn scan_only(&mut self, paths: BTreeSet<PathBuf>) -> bool {
+        let mut changed = false;
+        for path in paths {
+            // Of one that is gone by now, there will be a sign.
+            if path.is_file() {
+                changed |= self.refresh(path);
+            }
         }
         changed
     }
@@ -152,81 +178,210 @@ impl Directory {
             known.stamp = stamp;
             return false;
         }
-        let before = self.files.remove(&path);
-        let file = File::read(&path, text, before.and_then(|file| file.good));
-        self.files.insert(path, File { stamp, text_hash: hash, ..file });
+        let good = self.files.get_mut(&path).and_then(|file| file.good.take());
+        let before: Option<Vec<Manifest>> = good.clone();
+        let file = File::read(&path, text, good);
+        if let Some(known) = self.files.get_mut(&path) {
+            known.good = before;
+        }
+        self.replace(&path, Some(File { stamp, text_hash: hash, ..file }));
         true
     }
 
-    /// Puts the files together. An object in two files stays with the one that had it first.
-    fn view(&mut self) -> View {
-        let mut view = View { incomplete: self.problem.is_some(), ..View::default() };
-        view.problems.extend(self.problem.clone());
-        let mut owners: BTreeMap<ManifestKey, PathBuf> = BTreeMap::new();
-        for (path, file) in &self.files {
-            view.incomplete |= file.good.is_none();
-            view.problems.extend(file.problem.clone());
-            view.notes.extend(file.notes.iter().cloned());
-            for manifest in file.good.iter().flatten() {
-                let key = manifest.key();
-                let first = self.owners.get(&key) == Some(path);
-                if let Some(other) = owners.get(&key)
-                    && !first
-                {
-                    view.problems.push(twice(&key, path, other));
-                    continue;
+    /// Puts another version of a file in place, and notes which objects are concerned. An object
+    /// in two files stays with the one that had it first.
+    fn replace(&mut self, path: &Path, file: Option<File>) {
+        let before = self.files.remove(path).and_then(|file| file.good).unwrap_or_default();
+        let mut before: BTreeMap<ManifestKey, Manifest> =
+            before.into_iter().map(|manifest| (manifest.key(), manifest)).collect();
+        for manifest in file.iter().filter_map(|file| file.good.as_ref()).flatten() {
+            let key = manifest.key();
+            match before.remove(&key) {
+                Some(same) if same == *manifest => {}
+                Some(_) => {
+                    self.changed.insert(key);
                 }
-                if let Some(other) = owners.insert(key.clone(), path.clone()) {
-                    view.problems.push(twice(&key, &other, path));
-                }
-                view.manifests.insert(key, (manifest.clone(), path.display().to_string()));
+                None => self.own(key, path),
             }
         }
-        self.owners = owners;
-        view
+        for key in before.into_keys() {
+            self.disown(key, path);
+        }
+        let remarkable = file.as_ref().is_some_and(File::is_remarkable);
+        if remarkable {
+            self.remarkable.insert(path.to_owned());
+        } else {
+            self.remarkable.remove(path);
+        }
+        if let Some(file) = file {
+            self.files.insert(path.to_owned(), file);
+        }
     }
 
-    /// Waits for a sign of change until `deadline`. Was there one?
-    fn wait_for_sign(&self, deadline: Instant) -> bool {
+    fn own(&mut self, key: ManifestKey, path: &Path) {
+        let owners = self.owners.entry(key.clone()).or_default();
+        owners.push(path.to_owned());
+        if owners.len() > 1 {
+            self.doubles.insert(key);
+        } else {
+            self.changed.insert(key);
+        }
+    }
+
+    fn disown(&mut self, key: ManifestKey, path: &Path) {
+        let Some(owners) = self.owners.get_mut(&key) else { return };
+        owners.retain(|owner| owner != path);
+        if owners.len() < 2 {
+            self.doubles.remove(&key);
+        }
+        if owners.is_empty() {
+            self.owners.remove(&key);
+        }
+        self.changed.insert(key);
+    }
+
+    /// What has changed since the last update, and all that is to be said.
+    fn update(&mut self) -> Update {
+        let mut update = Update { incomplete: self.problem.is_some(), ..Update::default() };
+        update.problems.extend(self.problem.clone());
+        for file in self.remarkable.iter().filter_map(|path| self.files.get(path)) {
+            update.incomplete |= file.good.is_none();
+            update.problems.extend(file.problem.clone());
+            update.notes.extend(file.notes.iter().cloned());
+        }
+        for (key, paths) in self.doubles.iter().filter_map(|key| self.owners.get_key_value(key)) {
+            let Some((used, unused)) = paths.split_first() else { continue };
+            update.problems.extend(unused.iter().map(|unused| twice(key, unused, used)));
+        }
+        self.place_changed(&mut update.changes);
+        update
+    }
+
+    /// Finds the manifests in force of what has changed, going through each file once.
+    fn place_changed(&mut self, changes: &mut BTreeMap<ManifestKey, Option<Placed>>) {
+        let mut wanted: BTreeMap<&Path, BTreeSet<ManifestKey>> = BTreeMap::new();
+        for key in std::mem::take(&mut self.changed) {
+            match self.owners.get(&key).and_then(|owners| owners.first()) {
+                Some(path) => {
+                    wanted.entry(path).or_default().insert(key);
+                }
+                None => {
+                    changes.insert(key, None);
+                }
+            }
+        }
+        for (path, keys) in wanted {
+            let manifests = self.files.get(path).and_then(|file| file.good.as_ref());
+            let place = path.display().to_string();
+            for manifest in manifests.into_iter().flatten() {
+                let key = manifest.key();
+                if keys.contains(&key) {
+                    changes.insert(key, Some((manifest.clone(), place.clone())));
+                }
+            }
+        }
+    }
+
+    /// Waits for a sign of change until `deadline`: the files that have changed, or that anything
+    /// may have.
+    fn wait_for_sign(&mut self, deadline: Instant) -> Option<Signs> {
         let left = deadline.saturating_duration_since(Instant::now());
         let Some(watch) = &self.watch else {
             std::thread::sleep(left);
-            return false;
+            return None;
         };
         match watch.events.recv_timeout(left) {
-            Ok(()) => {
+            Ok(first) => {
+                let mut signs = Signs::default();
+                signs.add(first);
                 let latest = Instant::now() + MAX_DEBOUNCE;
-                while Instant::now() < latest && watch.events.recv_timeout(QUIET).is_ok() {}
-                true
+                while Instant::now() < latest {
+                    let quiet = if signs.are_complete() { Duration::ZERO } else { QUIET };
+                    let Ok(next) = watch.events.recv_timeout(quiet) else { break };
+                    signs.add(next);
+                }
+                Some(signs)
             }
-            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {
                 std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
-                false
+                None
             }
         }
     }
 }
 
+/// What the kernel said about the directory.
+#[derive(Debug, Default)]
+struct Signs {
+    /// Files that were closed after writing, or moved here: they are whole.
+    whole: BTreeSet<PathBuf>,
+    /// Files that are being written.
+    open: BTreeSet<PathBuf>,
+    /// Something else has happened: the directory must be read.
+    other: bool,
+}
+
+/// One sign.
+#[derive(Debug)]
+enum Sign {
+    /// This file is whole.
+    Whole(PathBuf),
+    /// This file is being written.
+    Open(PathBuf),
+    /// Anything may have happened.
+    Other,
+}
+
+impl Signs {
+    fn add(&mut self, sign: Sign) {
+        match sign {
+            Sign::Whole(path) => {
+                self.open.remove(&path);
+                self.whole.insert(path);
+            }
+            Sign::Open(path) => {
+                self.open.insert(path);
+            }
+            Sign::Other => self.other = true,
+        }
+    }
+
+    /// Is every file whole? Then there is nothing to wait for.
+    fn are_complete(&self) -> bool {
+        !self.other && self.open.is_empty()
+    }
+}
+
 impl Source for Directory {
-    fn wait(&mut self, timeout: Duration) -> Option<View> {
+    fn wait(&mut self, timeout: Duration) -> Option<Update> {
         let end = Instant::now() + timeout;
         let Some(mut rescan) = self.next_rescan else {
             self.scan();
             self.next_rescan = Some(Instant::now() + RESCAN);
-            return Some(self.view());
+            return Some(self.update());
         };
         loop {
-            let sign = self.wait_for_sign(end.min(rescan));
+            let signs = self.wait_for_sign(end.min(rescan));
             let now = Instant::now();
-            if sign || now >= rescan {
-                rescan = now + RESCAN;
-                self.next_rescan = Some(rescan);
-                if self.scan() {
-                    return Some(self.view());
+            let changed = match signs {
+                Some(signs) if signs.are_complete() && self.problem.is_none() => {
+                    self.scan_only(signs.whole)
                 }
+                None if now < rescan => false,
+                _ => {
+                    let changed = self.scan();
+                    // Looking at many files takes its time: not too often without a reason.
+                    let pause = RESCAN.max(now.elapsed() * RESCAN_SHARE);
+                    rescan = Instant::now() + pause;
+                    self.next_rescan = Some(rescan);
+                    changed
+                }
+            };
+            if changed {
+                return Some(self.update());
             }
-            if now >= end {
+            if Instant::now() >= end {
                 return None;
             }
         }
@@ -234,6 +389,10 @@ impl Source for Directory {
 }
 
 impl File {
+    fn is_remarkable(&self) -> bool {
+        self.good.is_none() || self.problem.is_some() || !self.notes.is_empty()
+    }
+
     fn read(path: &Path, text: Result<String, String>, good: Option<Vec<Manifest>>) -> Self {
         let stays = if good.is_some() {
             "the objects it held before stay in force"
@@ -314,18 +473,41 @@ fn is_manifest(path: &Path) -> bool {
 fn watch(path: &Path, inode: u64) -> Result<Watch, notify::Error> {
     let (sender, events) = mpsc::channel();
     let mut watcher = notify::recommended_watcher(move |event: Result<notify::Event, _>| {
-        // Opening and reading changes nothing; an error means that something may be lost.
-        if !event.is_ok_and(|event| event.kind.is_access() && !is_written(event.kind)) {
-            let _ = sender.send(());
+        for sign in signs_of(event) {
+            let _ = sender.send(sign);
         }
     })?;
     watcher.watch(path, RecursiveMode::NonRecursive)?;
     Ok(Watch { events, inode, _watcher: watcher })
 }
 
-fn is_written(kind: notify::EventKind) -> bool {
-    use notify::event::{AccessKind, AccessMode};
-    kind == notify::EventKind::Access(AccessKind::Close(AccessMode::Write))
+/// Opening and reading changes nothing; an error means that something may be lost.
+fn signs_of(event: Result<notify::Event, notify::Error>) -> Vec<Sign> {
+    use notify::EventKind;
+    use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RenameMode};
+    let Ok(event) = event else { return vec![Sign::Other] };
+    let sign = match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Sign::Whole,
+        EventKind::Create(CreateKind::File) | EventKind::Modify(ModifyKind::Data(_)) => Sign::Open,
+        // The other name of a mounted ConfigMap's `..data` stands for all of its files.
+        EventKind::Modify(ModifyKind::Name(RenameMode::To))
+            if event.paths.iter().all(|path| is_manifest(path)) =>
+        {
+            Sign::Whole
+        }
+        // Both names of one move were told before. What goes under a name that is no manifest's
+        // was none.
+        EventKind::Access(_) | EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => {
+            return Vec::new();
+        }
+        EventKind::Modify(ModifyKind::Name(RenameMode::From))
+            if !event.paths.iter().any(|path| is_manifest(path)) =>
+        {
+            return Vec::new();
+        }
+        _ => return vec![Sign::Other],
+    };
+    event.paths.into_iter().filter(|path| is_manifest(path)).map(sign).collect()
 }
 
 #[cfg(test)]

@@ -1,16 +1,19 @@
 use super::*;
 
+use crate::sources::View;
+
 use std::fs;
 
 struct Bed {
     directory: tempfile::TempDir,
     source: Directory,
+    view: View,
 }
 
 fn bed() -> Bed {
     let directory = tempfile::tempdir().unwrap();
     let source = Directory::new(directory.path());
-    Bed { directory, source }
+    Bed { directory, source, view: View::default() }
 }
 
 fn pod(name: &str, address: &str) -> String {
@@ -25,7 +28,9 @@ impl Bed {
     }
 
     fn wait(&mut self) -> View {
-        self.source.wait(Duration::from_secs(5)).expect("nothing has changed")
+        let update = self.source.wait(Duration::from_secs(5)).expect("nothing has changed");
+        self.view.apply(update);
+        self.view.clone()
     }
 
     fn address(view: &View, name: &str) -> Option<String> {
@@ -146,7 +151,10 @@ fn two_writes_of_equal_length_in_one_tick_are_told_apart() {
         let address = format!("10.244.1.{last}");
         bed.write("x.yaml", &pod("x", &address));
         bed.source.scan();
-        let view = bed.source.view();
+        let update = bed.source.update();
+        assert_eq!(update.changes.len(), 1);
+        bed.view.apply(update);
+        let view = bed.view.clone();
         assert_eq!(Bed::address(&view, "x").unwrap(), address);
     }
     let (_, file) = bed.source.files.first_key_value().unwrap();

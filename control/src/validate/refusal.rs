@@ -130,6 +130,30 @@ pub enum Refusal {
         /// The source of the limit.
         why: Option<&'static str>,
     },
+    /// Two ranges share ports.
+    #[error("{first} overlaps {second}: {advice}")]
+    PortsOverlap {
+        /// One range.
+        first: Named,
+        /// The other.
+        second: Named,
+        /// Why that is wrong and what to do.
+        advice: &'static str,
+    },
+    /// A name that occurs twice.
+    #[error("{value} is there twice: names are unique, change one of the two")]
+    Twice {
+        /// The name.
+        value: Named,
+    },
+    /// A name of something that is not there.
+    #[error("{value} is not one of {known}: write one of these, or add it")]
+    Unknown {
+        /// The name.
+        value: Named,
+        /// What there is.
+        known: Named,
+    },
     /// Two settings that exclude each other.
     #[error("{first} contradicts {second}: {advice}")]
     Contradiction {

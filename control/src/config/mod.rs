@@ -3,6 +3,8 @@
 //! [`crate::validate`], which reports everything it refuses at once. For this reason numbers are
 //! wider here than the types they become.
 
+pub mod egress;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::IpAddr;
@@ -14,6 +16,7 @@ use overlane_api::{MacAddr, Mode, OuterUdpChecksum, Underlay};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::manifests::{self, Manifest, ReadError};
+use egress::{EgressSetting, Gateway, Ports, Snat};
 
 /// Why a configuration file could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +109,28 @@ pub struct Config {
     /// The node's own underlay addresses. Default: those of the Node manifest with its name.
     #[serde(default, deserialize_with = "one_or_many")]
     pub node_addresses: Vec<IpAddr>,
+    /// Source NAT.
+    #[serde(default)]
+    pub snat: Snat,
+    /// NAT gateways.
+    #[serde(default)]
+    pub gateways: Vec<Gateway>,
+    /// Rules for pods that leave the cluster; the first that names a flow decides.
+    #[serde(default)]
+    pub egress: Vec<EgressSetting>,
+    /// Flows that each worker can hold, of each family. Default 262144.
+    pub flow_capacity: Option<u64>,
+    /// The cluster's NodePorts (kube-apiserver `--service-node-port-range`). Default
+    /// 30000-32767.
+    pub node_port_range: Option<Ports>,
+    /// NodePorts are answered at this node's addresses, and at those of its interfaces that lie
+    /// in these ranges.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub node_port_addresses: Vec<IpNet>,
+    /// Are `externalIPs` of services answered? They let anyone who can write a Service take
+    /// over an address (KEP-5707).
+    #[serde(rename = "enableExternalIPs", default)]
+    pub enable_external_ips: bool,
 }
 
 /// The outer header's settings, as written.
