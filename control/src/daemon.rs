@@ -15,6 +15,7 @@ use signal_hook::iterator::Signals;
 use crate::config::{self, ConfigError};
 use crate::credentials::{Allowed, CredentialError};
 use crate::desired::Compiler;
+use crate::health::HealthServer;
 use crate::host::Host;
 use crate::reconcile::Reconciler;
 use crate::socket::{Server, Shared, SocketError};
@@ -113,7 +114,8 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError> {
     let stop = Arc::new(AtomicBool::new(false));
     let source = follow(Directory::new(&arguments.manifests), sender, Arc::clone(&stop))?;
     tracing::info!(node = config.node_name, manifests = %arguments.manifests.display(), "started");
-    let mut keeper = Keeper::new(config, Reconciler::new(&arguments.dataplane_socket), shared);
+    let reconciler = Reconciler::new(&arguments.dataplane_socket);
+    let mut keeper = Keeper::new(config, reconciler, HealthServer::start()?, shared);
     loop {
         let wait = keeper.step();
         match events.recv_timeout(wait) {
@@ -159,12 +161,18 @@ fn follow(
 struct Keeper {
     compiler: Compiler,
     reconciler: Reconciler,
+    health: HealthServer,
     shared: Shared,
 }
 
 impl Keeper {
-    fn new(config: Validated, reconciler: Reconciler, shared: Shared) -> Self {
-        Self { compiler: Compiler::new(config), reconciler, shared }
+    fn new(
+        config: Validated,
+        reconciler: Reconciler,
+        health: HealthServer,
+        shared: Shared,
+    ) -> Self {
+        Self { compiler: Compiler::new(config), reconciler, health, shared }
     }
 
     /// Takes over what the source has to say.
@@ -185,14 +193,17 @@ impl Keeper {
             status.pending.clone_from(&account.pending);
             status.notes.clone_from(&account.notes);
         }
+        self.health.set(self.compiler.health());
         self.reconciler.want(self.compiler.objects(), &changed, account.incomplete);
     }
 
     /// Does what is due and says how long nothing else will be.
     fn step(&mut self) -> Duration {
         let wait = self.reconciler.step(Instant::now());
+        self.health.set_healthy(self.reconciler.is_connected());
         let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         self.reconciler.report(&mut status);
+        status.warnings.extend(self.health.warnings());
         wait
     }
 }

@@ -10,6 +10,7 @@ pub mod config;
 pub mod credentials;
 pub mod daemon;
 pub mod desired;
+pub mod health;
 pub mod host;
 pub mod manifests;
 pub mod reconcile;

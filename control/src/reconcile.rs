@@ -373,6 +373,12 @@ impl Reconciler {
         self.rejected.insert(key, Rejection { digest, error });
     }
 
+    /// Does the dataplane answer?
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        matches!(self.link, Link::Up { .. })
+    }
+
     /// Puts what is known here into `status`.
     pub fn report(&self, status: &mut ControlStatus) {
         status.desired = self.counts;

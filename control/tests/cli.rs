@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::process::Output;
 
 use common::{Bed, wait_until};
+use overlane_api::flow::FlowFilter;
 
 fn text(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -29,6 +30,31 @@ fn listings_are_tables_and_json() {
         (&["endpoint", "list"][..], &["default/web", "10.244.1.10", "pod1", "ready", "1450"][..]),
         (&["node", "list"], &["b", "10.0.1.5", "10.244.2.0/24", "geneve", "unresolved"]),
         (&["drops"], &["unknown_peer", "rx_ring_full", "what to do"]),
+        (
+            &["service", "list"],
+            &[
+                "default/web:http",
+                "10.96.0.20:80",
+                "203.0.113.5:80",
+                "balancer",
+                "here",
+                "terminating",
+                "cluster/local",
+                "10800 s",
+            ],
+        ),
+        (
+            &["flow", "list"],
+            &[
+                "10.244.1.10:40000",
+                "to 10.244.2.11:8080",
+                "established",
+                "2.0 KiB",
+                "1 of 1 that match; 7 flows of 100",
+            ],
+        ),
+        (&["nat", "list"], &["10.0.1.4:10240", "203.0.113.10:53", "default/client"]),
+        (&["nat", "usage"], &["10.0.1.4, ports 10240-29999", "tcp 988 (10 %)", "203.0.113.10:443"]),
         (&["version"], &["9.9.9", "does not answer", "protocol"]),
         (&["status"], &["Dataplane 9.9.9", "Node: not known yet", "does not answer"]),
     ] {
@@ -41,8 +67,58 @@ fn listings_are_tables_and_json() {
     assert_eq!(json(&bed, &["endpoint", "list"])[0]["name"], "default/web");
     assert_eq!(json(&bed, &["node", "list"])["peers"][0]["name"], "b");
     assert_eq!(json(&bed, &["drops"])["reasons"][0]["packets"], 3);
+    assert_eq!(json(&bed, &["service", "list"])[0]["dropped"]["no_local_endpoint"], 4);
+    assert_eq!(json(&bed, &["service", "list", "default/web"]).as_array().unwrap().len(), 1);
+    assert_eq!(json(&bed, &["service", "list", "default/we"]).as_array().unwrap().len(), 0);
+    assert_eq!(json(&bed, &["flow", "list"])["flows"][0]["translated"]["destination_port"], 8080);
+    assert_eq!(json(&bed, &["nat", "list"])["bindings"][0]["external_port"], 10240);
+    assert_eq!(json(&bed, &["nat", "usage"])[0]["workers"][0]["in_use"]["tcp"], 988);
     assert_eq!(json(&bed, &["version"])["protocol"], 1);
     assert!(json(&bed, &["status"])["control"].is_null());
+}
+
+#[test]
+fn flows_are_chosen_by_filters() {
+    let bed = Bed::new();
+    let dataplane = bed.dataplane(1, BTreeMap::new());
+    let filters = || std::mem::take(&mut dataplane.memory.lock().unwrap().filters);
+    let all = [
+        "--address",
+        "10.244.1.7/24",
+        "--port",
+        "80",
+        "--protocol",
+        "udp",
+        "--endpoint",
+        "default/x",
+        "--service",
+        "default/web",
+        "--worker",
+        "1",
+    ];
+    json(&bed, &[&["flow", "list", "--limit", "5"][..], &all].concat());
+    json(&bed, &[&["nat", "list"][..], &all].concat());
+    assert_eq!(json(&bed, &[&["flow", "flush"][..], &all].concat())["flows"], 3);
+    let expected = FlowFilter {
+        address: Some("10.244.1.0/24".parse().unwrap()),
+        port: Some(80),
+        protocol: Some(17),
+        endpoint: Some("default/x".into()),
+        service: Some("default/web".into()),
+        worker: Some(overlane_api::WorkerId(1)),
+        snat: false,
+        limit: Some(5),
+    };
+    let nat = FlowFilter { snat: true, limit: Some(1000), ..expected.clone() };
+    let flush = FlowFilter { limit: None, ..expected.clone() };
+    assert_eq!(filters(), [expected, nat, flush]);
+    let output = bed.overlane(&["flow", "flush"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--all"));
+    assert_eq!(filters(), []);
+    assert_eq!(bed.overlane(&["flow", "flush", "--all"]).status.code(), Some(0));
+    assert_eq!(filters(), [FlowFilter::default()]);
+    assert_eq!(bed.overlane(&["flow", "list", "--protocol", "gre"]).status.code(), Some(2));
 }
 
 #[test]

@@ -5,7 +5,10 @@ pub mod completions;
 pub mod config;
 pub mod drops;
 pub mod endpoint;
+pub mod flow;
+pub mod nat;
 pub mod node;
+pub mod service;
 pub mod status;
 pub mod version;
 
@@ -77,6 +80,15 @@ pub enum Verb {
     /// Pods of this node.
     #[command(subcommand)]
     Endpoint(endpoint::Endpoint),
+    /// Services.
+    #[command(subcommand)]
+    Service(service::Service),
+    /// Connections that workers remember.
+    #[command(subcommand)]
+    Flow(flow::Flow),
+    /// Source NAT: external ports and whose they are.
+    #[command(subcommand)]
+    Nat(nat::Nat),
     /// Dropped packets by reason, and what to do about them.
     Drops,
     /// The node's configuration.
@@ -102,6 +114,9 @@ pub enum CliError {
         "the dataplane answered {0} with something else; are the versions the same (overlane version)?"
     )]
     Unexpected(&'static str),
+    /// The order is too wide to be meant.
+    #[error("{0}")]
+    Refused(String),
     /// The answer cannot be written.
     #[error("cannot write the answer: {0}")]
     Write(#[from] std::io::Error),
@@ -150,6 +165,11 @@ impl Cli {
             Verb::Status => status::run(self),
             Verb::Node(node::Node::List) => node::list(self),
             Verb::Endpoint(endpoint::Endpoint::List) => endpoint::list(self),
+            Verb::Service(service::Service::List { name }) => service::list(self, name.as_deref()),
+            Verb::Flow(flow::Flow::List { filter, limit }) => flow::list(self, filter, *limit),
+            Verb::Flow(flow::Flow::Flush { filter, all }) => flow::flush(self, filter, *all),
+            Verb::Nat(nat::Nat::List { filter, limit }) => nat::list(self, filter, *limit),
+            Verb::Nat(nat::Nat::Usage) => nat::usage(self),
             Verb::Drops => drops::run(self),
             Verb::Config(config::Config::Check { file, manifests, local_port_range }) => {
                 config::check(self, file, manifests.as_deref(), *local_port_range)

@@ -76,10 +76,13 @@ fn head(status: &Status) -> String {
     };
     let _ = writeln!(
         head,
-        "{} peers, {} local and {} remote endpoints, tables {}",
+        "{} peers, {} local and {} remote endpoints, {} services, {} egress rules, {} flows, tables {}",
         status.peers,
         status.local_endpoints,
         status.remote_endpoints,
+        status.services,
+        status.egress_rules,
+        status.flows,
         bytes(u64::try_from(status.table_bytes).unwrap_or(u64::MAX))
     );
     head

@@ -12,11 +12,19 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use overlane_api::flow::{
+    FlowFilter, FlowReport, FlowStatus, NatBinding, NatRemoteUsage, NatReport, NatUsage,
+    NatWorkerUsage, Tuple,
+};
 use overlane_api::protocol::{ApiError, ErrorCode, Op, Reply, Request, Response, VERSION};
 use overlane_api::status::{
-    DropCount, DropReport, EndpointStatus, NodeSummary, PeerStatus, Status,
+    BackendStatus, DropCount, DropReport, EndpointStatus, NodeSummary, PeerStatus, ServiceStatus,
+    Status, Traffic,
 };
-use overlane_api::{Change, Node, Object, ObjectKey, WorkerId};
+use overlane_api::{
+    Algorithm, Backend, BackendState, Change, Forwarding, Frontend, FrontendKind, Node, Object,
+    ObjectKey, PortRange, Protocol, Scope, WorkerId,
+};
 
 /// What a fake dataplane remembers.
 #[derive(Debug, Default)]
@@ -30,6 +38,8 @@ pub struct Memory {
     pub compared: usize,
     /// Endpoints with this address are refused.
     pub refuse: Option<String>,
+    /// The filters of all questions about flows.
+    pub filters: Vec<FlowFilter>,
     streams: Vec<UnixStream>,
 }
 
@@ -180,9 +190,124 @@ fn answer(op: Op, instance: u64, memory: &mut Memory) -> Result<Reply, ApiError>
             }],
             kernel: BTreeMap::from([("rx_ring_full".into(), 5)]),
         }),
-        #[allow(unreachable_patterns, reason = "operations that come later")]
-        _ => return Err(ApiError::new(ErrorCode::Malformed, "not an operation of this fake")),
+        Op::Services => Reply::Services(vec![service_status()]),
+        Op::Flows { filter } => {
+            memory.filters.push(filter);
+            Reply::Flows(FlowReport { flows: vec![flow()], matched: 1, total: 7, capacity: 100 })
+        }
+        Op::FlushFlows { filter } => {
+            memory.filters.push(filter);
+            Reply::Flushed { flows: 3 }
+        }
+        Op::NatBindings { filter } => {
+            memory.filters.push(filter);
+            Reply::NatBindings(NatReport { bindings: vec![binding()], matched: 1 })
+        }
+        Op::NatUsage => Reply::NatUsage(vec![nat_usage()]),
     })
+}
+
+fn service_status() -> ServiceStatus {
+    let frontend =
+        |address: &str, kind| Frontend { address: address.parse().unwrap(), port: 80, kind };
+    let backend = |address: &str, state| BackendStatus {
+        backend: Backend {
+            address: address.parse().unwrap(),
+            port: 8080,
+            weight: 1,
+            local: address == "10.244.1.10",
+            use_cluster: state == BackendState::Ready,
+            use_local: false,
+            serving: true,
+            state,
+        },
+        flows: None,
+    };
+    ServiceStatus {
+        name: "default/web:http".into(),
+        protocol: Protocol::Tcp,
+        frontends: vec![
+            frontend("10.96.0.20", FrontendKind::ClusterIp),
+            frontend("203.0.113.5", FrontendKind::LoadBalancer),
+        ],
+        backends: vec![
+            backend("10.244.1.10", BackendState::Ready),
+            backend("10.244.2.11", BackendState::Terminating),
+        ],
+        internal: Scope::Cluster,
+        external: Scope::Local,
+        algorithm: Algorithm::Maglev,
+        forwarding: Forwarding::Snat,
+        affinity_seconds: Some(10800),
+        generation: 5,
+        new_flows: 11,
+        to_backends: Traffic { packets: 101, bytes: 5000 },
+        to_clients: Traffic { packets: 102, bytes: 6000 },
+        rejected: 1,
+        dropped: BTreeMap::from([("no_local_endpoint".into(), 4)]),
+    }
+}
+
+fn flow() -> FlowStatus {
+    let original = Tuple {
+        source: "10.244.1.10".parse().unwrap(),
+        source_port: 40000,
+        destination: "10.96.0.20".parse().unwrap(),
+        destination_port: 80,
+    };
+    let destination = "10.244.2.11".parse().unwrap();
+    FlowStatus {
+        worker: WorkerId(1),
+        protocol: 6,
+        original,
+        translated: Tuple { destination, destination_port: 8080, ..original },
+        state: "established".into(),
+        service: Some("default/web:http".into()),
+        egress: None,
+        endpoint: Some("default/client".into()),
+        forward: Traffic { packets: 10, bytes: 2048 },
+        reverse: Traffic { packets: 9, bytes: 900 },
+        idle_s: 2,
+        expires_s: 7438,
+    }
+}
+
+fn binding() -> NatBinding {
+    NatBinding {
+        worker: WorkerId(0),
+        protocol: 17,
+        external: "10.0.1.4".parse().unwrap(),
+        external_port: 10240,
+        internal: "10.244.1.10".parse().unwrap(),
+        internal_port: 5353,
+        remote: "203.0.113.10".parse().unwrap(),
+        remote_port: 53,
+        endpoint: Some("default/client".into()),
+        state: "two_way".into(),
+        expires_s: 29,
+    }
+}
+
+fn nat_usage() -> NatUsage {
+    NatUsage {
+        external: "10.0.1.4".parse().unwrap(),
+        ports: PortRange::SNAT_DEFAULT,
+        workers: vec![NatWorkerUsage {
+            worker: WorkerId(0),
+            owned: 9880,
+            in_use: BTreeMap::from([("tcp".into(), 988)]),
+            bindings: 1200,
+            exhausted: 2,
+            pod_limited: 0,
+            tries: vec![1000, 200],
+        }],
+        busiest: vec![NatRemoteUsage {
+            remote: "203.0.113.10".parse().unwrap(),
+            remote_port: 443,
+            protocol: 6,
+            bindings: 900,
+        }],
+    }
 }
 
 fn is_refused(change: &Change, memory: &Memory) -> bool {
