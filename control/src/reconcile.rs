@@ -11,6 +11,8 @@
 //! The dataplane is asked what it has whenever it is met anew, and again every ten seconds. Only
 //! what differs is sent; where nothing differs, nothing is.
 
+mod order;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -44,8 +46,8 @@ const MAX_PASSES: usize = 3;
 struct Wanted {
     object: Object,
     digest: u64,
-    /// It lets go of a frontend that another service may be waiting for.
-    gives_up: bool,
+    /// Frontends that the installed one has and this one has not.
+    gives_up: BTreeSet<order::Key>,
 }
 
 /// A refusal and the digest of what was refused (0 for a removal).
@@ -132,12 +134,16 @@ impl Reconciler {
     }
 
     fn want_object(&mut self, key: &ObjectKey, object: &Object) {
-        let gives_up = match (self.desired.get(key).map(|wanted| &wanted.object), object) {
-            (Some(Object::Service(before)), Object::Service(now)) => {
-                before.frontends.iter().any(|frontend| !now.frontends.contains(frontend))
+        let mut gives_up = BTreeSet::new();
+        if let (Some(before), Object::Service(now)) = (self.desired.get(key), object) {
+            gives_up.clone_from(&before.gives_up);
+            if let Object::Service(before) = &before.object {
+                gives_up.extend(order::keys(before));
             }
-            _ => false,
-        };
+            order::keys(now).for_each(|key| {
+                gives_up.remove(&key);
+            });
+        }
         let wanted = Wanted { object: object.clone(), digest: object.digest(), gives_up };
         if self.desired.insert(key.clone(), wanted).is_none() {
             *self.counts.of_kind(key) += 1;
@@ -273,13 +279,16 @@ impl Reconciler {
     /// What has to change, in order: a peer is there before its endpoints and goes after them, a
     /// backend before its service, and an address is let go before another takes it.
     fn difference(&self) -> Vec<Change> {
-        let set = |kind: fn(&ObjectKey, &Wanted) -> bool| {
+        let wanted = |kind: fn(&ObjectKey) -> bool| {
             self.differs
                 .iter()
+                .filter(move |key| kind(key))
                 .filter_map(|key| self.desired.get(key).map(|wanted| (key, wanted)))
-                .filter(move |(key, wanted)| kind(key, wanted))
                 .filter(|(key, wanted)| !self.is_rejected(key, wanted.digest))
-                .map(|(_, wanted)| Change::Set(wanted.object.clone()))
+                .map(|(_, wanted)| wanted)
+        };
+        let set = |kind: fn(&ObjectKey) -> bool| {
+            wanted(kind).map(|wanted| Change::Set(wanted.object.clone()))
         };
         let remove = |kind: fn(&ObjectKey) -> bool| {
             self.surplus()
@@ -291,15 +300,18 @@ impl Reconciler {
         let is_endpoint = |key: &ObjectKey| matches!(key, ObjectKey::Endpoint(_));
         let is_service = |key: &ObjectKey| matches!(key, ObjectKey::Service(_));
         let is_egress = |key: &ObjectKey| matches!(key, ObjectKey::Egress(_));
-        set(|key, _| *key == ObjectKey::Node)
-            .chain(set(|key, _| matches!(key, ObjectKey::Peer(_))))
+        let services = wanted(is_service).filter_map(|wanted| match &wanted.object {
+            Object::Service(service) => Some(order::Next { service, gives_up: &wanted.gives_up }),
+            _ => None,
+        });
+        set(|key| *key == ObjectKey::Node)
+            .chain(set(is_peer))
             .chain(remove(is_endpoint))
-            .chain(set(|key, _| matches!(key, ObjectKey::Endpoint(_))))
+            .chain(set(is_endpoint))
             .chain(remove(is_service))
-            .chain(set(|key, wanted| matches!(key, ObjectKey::Service(_)) && wanted.gives_up))
-            .chain(set(|key, wanted| matches!(key, ObjectKey::Service(_)) && !wanted.gives_up))
+            .chain(order::changes(services.collect()))
             .chain(remove(is_egress))
-            .chain(set(|key, _| matches!(key, ObjectKey::Egress(_))))
+            .chain(set(is_egress))
             .chain(remove(is_peer))
             .collect()
     }
@@ -348,7 +360,7 @@ impl Reconciler {
             Change::Set(object) => {
                 let key = object.key();
                 if let Some(wanted) = self.desired.get_mut(&key) {
-                    wanted.gives_up = false;
+                    wanted.gives_up.clear();
                     self.installed.insert(key.clone(), wanted.digest);
                 }
                 self.compare(&key);

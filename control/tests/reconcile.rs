@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use common::{Bed, node, pod, wait_until};
@@ -214,4 +215,68 @@ fn refused_configuration_does_not_start() {
     let mut control = bed.control();
     assert_eq!(control.child.wait().unwrap().code(), Some(1));
     assert_eq!(dataplane.memory.lock().unwrap().compared, 0);
+}
+
+/// A Service with one address and node port, and its only endpoint in a slice.
+fn service(name: &str, address: u8, node_port: u16, last: u8) -> String {
+    format!(
+        "kind: Service\nmetadata: {{name: {name}}}\nspec: {{type: LoadBalancer, clusterIP: 10.96.0.{address}, \
+         externalTrafficPolicy: Local, healthCheckNodePort: {}, ports: [{{port: 80, nodePort: {node_port}}}]}}\n---\n\
+         kind: EndpointSlice\nmetadata: {{name: {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+         addressType: IPv4\nports: [{{port: 8080}}]\nendpoints: [{{addresses: [10.244.1.{last}], nodeName: a}}]\n",
+        node_port + 1
+    )
+}
+
+fn ask_health(port: u16) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[test]
+fn services_are_pushed_in_an_order_in_which_no_frontend_is_taken_twice() {
+    let bed = bed_with_pod();
+    let both = |s: String, t: String| bed.manifest("both.yaml", &format!("{s}---\n{t}"));
+    both(service("s", 20, 31_100, 10), service("t", 21, 31_102, 10));
+    let dataplane = bed.dataplane(1, BTreeMap::new());
+    let _control = bed.control();
+    let log_of = |what: &str, length: usize| {
+        wait_until(what, || dataplane.memory.lock().unwrap().log.len() >= length);
+        dataplane.take_log()
+    };
+    let log = log_of("everything is installed", 5);
+    assert_eq!(log[3..], ["set service default/s:80", "set service default/t:80"], "{log:?}");
+    // Only what has changed is sent.
+    both(service("s", 20, 31_100, 11), service("t", 21, 31_102, 10));
+    assert_eq!(log_of("an endpoint has moved", 1), ["set service default/s:80"]);
+    // t lets go of the address that s takes: t goes first, though s is before it by name.
+    both(service("s", 21, 31_100, 11), service("t", 22, 31_102, 10));
+    let log = log_of("both have moved", 2);
+    assert_eq!(log, ["set service default/t:80", "set service default/s:80"]);
+    bed.manifest("both.yaml", &service("s", 21, 31_100, 11));
+    assert_eq!(log_of("t is gone", 1), ["remove service default/t:80"]);
+}
+
+#[test]
+fn load_balancer_is_told_whether_this_node_has_endpoints() {
+    let bed = bed_with_pod();
+    let (port, ready) = (31_241, service("s", 20, 31_240, 10));
+    bed.manifest("s.yaml", &ready);
+    let control = bed.control();
+    wait_until("it is asked", || ask_health(port).is_some());
+    let answer = ask_health(port).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "without a dataplane: {answer}");
+    let _dataplane = bed.dataplane(1, BTreeMap::new());
+    wait_until("it is healthy", || ask_health(port).unwrap().starts_with("HTTP/1.1 200 "));
+    bed.manifest("s.yaml", &ready.replace("nodeName: a", "nodeName: b"));
+    wait_until("no endpoint is here", || {
+        ask_health(port).unwrap().contains("\"localEndpoints\":0")
+    });
+    assert!(ask_health(port).unwrap().starts_with("HTTP/1.1 503 "));
+    bed.remove("s.yaml");
+    wait_until("the port is closed", || ask_health(port).is_none());
+    assert_eq!(control.terminate(), Some(0));
 }
