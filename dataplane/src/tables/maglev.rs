@@ -5,12 +5,21 @@
 //! the next slot of its permutation that is free. So every node that knows the same backends has
 //! the same table, and a backend that comes or goes moves few slots of the others.
 //!
-//! Two sizes, 16381 slots for up to 163 backends and 65537 for more: at least 100 slots for each
-//! of up to 655, so that none has over 1 % more than its share. Smaller tables would keep that
-//! balance for few backends too, but not the rest: with 1021 slots and 10 backends 2.5 % of the
-//! others' slots move on average when one goes (15 % at worst), and each further size is a number
-//! of backends at which nearly all slots move. What few backends allow is narrower slots: 4 bits
-//! for up to 16 backends, 8 for up to 256.
+//! Three sizes, all prime: 16381 slots for up to 163 backends and 65537 for more, so that up to 655
+//! have at least 100 slots each and none over 1 % more than its share; and 8191 for up to 16.
+//!
+//! | slots | backends | largest share | others' slots moved when one goes, mean |
+//! |---|---|---|---|
+//! | 8191 | 10 / 16 | 1.001 / 1.001 | 0.8 / 1.0 % |
+//! | 16381 | 17 / 50 / 163 | 1.001 / 1.002 / 1.006 | 0.7 / 1.0 / 1.7 % |
+//! | 65537 | 164 / 655 | 1.003 / 1.010 | 0.7 / 0.8 % |
+//!
+//! Fewer slots for few backends would keep the balance but not the rest: with 1021 slots and 10
+//! backends 2.5 % of the others' slots move. Also, each further size is a number of backends at which
+//! nearly all slots move. 8191 is there for the memory: up to 16 backends are told apart by 4
+//! bits, so that 10,000 services of 10 backends of each family take 82 MB. The price: of 200 times that
+//! one of few backends goes, once more than 2 % of the others' slots move, since some two
+//! permutations are alike.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -50,11 +59,13 @@ enum Slots {
     Word(Box<[u16]>),
 }
 
-/// A backend's way through the slots.
+/// A backend's way through the slots: from the first on, so many further each time.
 #[derive(Debug, Clone, Copy)]
 struct Permutation {
-    next: u32,
+    first: u32,
     skip: u32,
+    /// The slot to be tried next.
+    next: u32,
 }
 
 /// Mixes all bits into all bits (the finaliser of SplitMix64).
@@ -72,7 +83,8 @@ impl Permutation {
         let first = mix(low ^ u64::from(port));
         let second = mix(first ^ SEED.rotate_left(32));
         let size = u64::from(size);
-        Self { next: (first % size) as u32, skip: (second % (size - 1)) as u32 + 1 }
+        let (first, skip) = ((first % size) as u32, (second % (size - 1)) as u32 + 1);
+        Self { first, skip, next: first }
     }
 
     /// The next slot; every slot comes once in `size` steps, the size being prime.
@@ -85,20 +97,93 @@ impl Permutation {
         }
         slot as usize
     }
+
+    /// What turns a slot's distance from the first into the number of steps there: the inverse of
+    /// the skip, which is its power to the size less 2 (Fermat; the size is prime).
+    fn steps_per_slot(&self, size: u32) -> u64 {
+        let size = u64::from(size);
+        let (mut power, mut square, mut rest) = (1, u64::from(self.skip), size - 2);
+        while rest > 0 {
+            if rest & 1 == 1 {
+                power = power * square % size;
+            }
+            square = square * square % size;
+            rest >>= 1;
+        }
+        power
+    }
 }
 
-/// Marks a free slot while a table is filled: more than any place in the list of candidates.
-const FREE: u16 = u16::MAX;
+/// A table while it is filled.
+#[derive(Debug)]
+struct Filling {
+    size: u32,
+    /// Places in the list of candidates.
+    slots: Vec<u16>,
+    /// A bit for each slot that is taken: read so often that it has to be small.
+    taken: Vec<u64>,
+    permutations: Vec<Permutation>,
+    left: usize,
+    /// The last free slots, once they are few.
+    last: Vec<u32>,
+}
+
+impl Filling {
+    fn new(candidates: &[Candidate], size: u32) -> Self {
+        let slots = vec![0; size as usize];
+        let permutations =
+            candidates.iter().map(|candidate| Permutation::new(candidate.identity, size)).collect();
+        let taken = vec![0; slots.len().div_ceil(64)];
+        Self { size, left: slots.len(), slots, taken, permutations, last: Vec::new() }
+    }
+
+    /// Claims the next free slot of its permutation for the candidate at `place`.
+    #[inline]
+    fn claim(&mut self, place: u16) {
+        // The fewer are free, the longer the way to one: size / left steps. Then it is shorter to
+        // ask each of those left how far it is.
+        if self.left * self.left < self.slots.len() / 2 {
+            return self.claim_last(place);
+        }
+        let mut permutation = self.permutations[usize::from(place)];
+        let mut slot = permutation.step(self.size);
+        while self.taken[slot / 64] >> (slot % 64) & 1 != 0 {
+            slot = permutation.step(self.size);
+        }
+        self.permutations[usize::from(place)].next = permutation.next;
+        self.taken[slot / 64] |= 1 << (slot % 64);
+        self.slots[slot] = place;
+        self.left -= 1;
+    }
+
+    fn claim_last(&mut self, place: u16) {
+        if self.last.is_empty() {
+            let is_free = |slot: &u32| {
+                let slot = *slot as usize;
+                self.taken[slot / 64] & 1 << (slot % 64) == 0
+            };
+            self.last = (0..self.size).filter(is_free).collect();
+        }
+        let permutation = self.permutations[usize::from(place)];
+        let (size, per_slot) = (u64::from(self.size), permutation.steps_per_slot(self.size));
+        // The permutation has passed none of them: it would have claimed it.
+        let steps =
+            |slot: u32| (u64::from(slot) + size - u64::from(permutation.first)) * per_slot % size;
+        let nearest = (0..self.last.len()).min_by_key(|at| steps(self.last[*at]));
+        if let Some(at) = nearest {
+            self.slots[self.last.swap_remove(at) as usize] = place;
+            self.left -= 1;
+        }
+    }
+}
 
 impl Maglev {
-    /// Slots for few backends.
-    pub const SMALL: u32 = 16_381;
-    /// Slots for more than [`Maglev::FEW`].
-    pub const LARGE: u32 = 65_537;
-    /// Most backends of a small table.
-    pub const FEW: usize = 163;
+    /// Slots and the most backends for which there are so many; more have [`Maglev::LARGE`].
+    const SIZES: [(u32, usize); 2] = [(8191, 16), (16_381, 163)];
+    /// Slots for many backends.
+    const LARGE: u32 = 65_537;
     /// Most candidates of a table.
-    pub const MAX_CANDIDATES: usize = FREE as usize;
+    pub const MAX_CANDIDATES: usize = u16::MAX as usize;
 
     /// The table of `candidates`, which are in ascending order of their identities; those beyond
     /// [`Maglev::MAX_CANDIDATES`] get no slot. None: no candidate has a weight.
@@ -113,9 +198,10 @@ impl Maglev {
         usable.truncate(Self::MAX_CANDIDATES);
         let first = usable.first()?;
         if usable.len() == 1 {
-            return Some(Self { size: Self::SMALL, slots: Slots::Same(first.index) });
+            return Some(Self { size: 1, slots: Slots::Same(first.index) });
         }
-        let size = if usable.len() <= Self::FEW { Self::SMALL } else { Self::LARGE };
+        let size = Self::SIZES.iter().find(|(_, most)| usable.len() <= *most);
+        let size = size.map_or(Self::LARGE, |(size, _)| *size);
         let filled = if usable.iter().all(|candidate| candidate.weight == first.weight) {
             fill_in_turn(&usable, size)
         } else {
@@ -188,44 +274,20 @@ impl Slots {
     }
 }
 
-/// Claims the next free slot of a permutation for `place`.
-#[inline]
-fn claim(slots: &mut [u16], permutation: &mut Permutation, size: u32, place: u16) {
-    loop {
-        let slot = &mut slots[permutation.step(size)];
-        if *slot == FREE {
-            *slot = place;
-            return;
-        }
-    }
-}
-
-fn permutations(candidates: &[Candidate], size: u32) -> Vec<Permutation> {
-    candidates.iter().map(|candidate| Permutation::new(candidate.identity, size)).collect()
-}
-
 /// All claim a slot in turn until none is free. Slots hold places in `candidates`.
 fn fill_in_turn(candidates: &[Candidate], size: u32) -> Vec<u16> {
-    let mut slots = vec![FREE; size as usize];
-    let mut permutations = permutations(candidates, size);
-    let mut free = slots.len();
-    loop {
-        for (place, permutation) in (0_u16..).zip(&mut permutations) {
-            claim(&mut slots, permutation, size, place);
-            free -= 1;
-            if free == 0 {
-                return slots;
-            }
-        }
+    let mut filling = Filling::new(candidates, size);
+    for (place, _) in (0_u16..).zip(candidates).cycle().take(size as usize) {
+        filling.claim(place);
     }
+    filling.slots
 }
 
 /// Each claims at even intervals of its own, the shorter the more it weighs: its claim number k is
 /// due at (2k + 1) / weight. With equal weights that is in turn.
 fn fill_by_weight(candidates: &[Candidate], size: u32) -> Vec<u16> {
     let due = |claims: u64, weight: u16| ((2 * claims + 1) << 40) / u64::from(weight);
-    let mut slots = vec![FREE; size as usize];
-    let mut permutations = permutations(candidates, size);
+    let mut filling = Filling::new(candidates, size);
     let mut claims = vec![0_u64; candidates.len()];
     let mut turns: BinaryHeap<Reverse<(u64, u16)>> = (0_u16..)
         .zip(candidates)
@@ -234,12 +296,12 @@ fn fill_by_weight(candidates: &[Candidate], size: u32) -> Vec<u16> {
     for _ in 0..size {
         let Some(mut turn) = turns.peek_mut() else { break };
         let place = turn.0.1;
+        filling.claim(place);
         let at = usize::from(place);
-        claim(&mut slots, &mut permutations[at], size, place);
         claims[at] += 1;
         turn.0.0 = due(claims[at], candidates[at].weight);
     }
-    slots
+    filling.slots
 }
 
 #[cfg(test)]

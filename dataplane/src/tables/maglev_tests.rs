@@ -43,11 +43,12 @@ fn others_moved(before: &[u16], after: &[u16], gone: u16) -> f64 {
 fn balance_and_disruption_are_as_published() {
     // Slots, backends, largest share, others moved by one that goes, all moved by one that comes.
     for (size, n, share, moved, added) in [
-        (16_381, 10, 1.001, 2.0, 10.5),
+        (8191, 10, 1.002, 2.0, 10.5),
+        (8191, 16, 1.002, 2.0, f64::MAX),
         (16_381, 50, 1.002, 2.0, 3.5),
         (16_381, 100, 1.002, 2.0, 2.8),
         (16_381, 163, 1.006, 2.0, f64::MAX),
-        (65_537, 164, 1.01, 1.0, 1.5),
+        (65_537, 165, 1.01, 1.0, 1.5),
         (65_537, 300, 1.01, 1.0, 1.2),
         (65_537, 655, 1.01, 1.0, 1.0),
     ] {
@@ -55,14 +56,9 @@ fn balance_and_disruption_are_as_published() {
         assert_eq!(before.len(), size, "{n} backends");
         let imbalance = imbalance(&before, usize::from(n));
         assert!(imbalance <= share, "{n} backends: {imbalance}");
-        let step = usize::from((n / 12).max(1));
         let mut sum = 0.0;
-        let removed: Vec<u16> = (0..n).step_by(step).collect();
+        let removed: Vec<u16> = (0..n).step_by(usize::from((n / 12).max(1))).collect();
         for gone in &removed {
-            // 164 backends less one would have the small table, in which nothing is as it was.
-            if n == 164 {
-                break;
-            }
             let after = slots(&candidates((0..n).filter(|other| other != gone)));
             let others = others_moved(&before, &after, *gone);
             assert!(others <= moved, "{n} backends without {gone}: {others} %");
@@ -70,8 +66,9 @@ fn balance_and_disruption_are_as_published() {
             sum += others;
         }
         let mean = sum / removed.len() as f64;
-        assert!(n == 164 || mean > 0.1, "{n} backends: nothing moved, {mean} %");
-        if n != 163 {
+        assert!(mean > 0.1, "{n} backends: nothing moved, {mean} %");
+        // One more than these have a table of another size, in which nothing is where it was.
+        if ![16, 163].contains(&n) {
             let after = slots(&candidates(0..=n));
             let all = before.iter().zip(&after).filter(|(a, b)| a != b).count();
             let all = all as f64 * 100.0 / size as f64;
@@ -82,12 +79,16 @@ fn balance_and_disruption_are_as_published() {
 
 #[test]
 fn the_mean_disruption_is_that_of_the_algorithm() {
-    // The anchors: 0.4, 1.0, 1.3 and 1.7 % for the small table.
-    for (n, anchor) in [(10, 0.4), (50, 1.0), (100, 1.3), (163, 1.7)] {
+    // Slots, backends, and percent moved on average, by whatever implementation.
+    for (size, n, anchor) in
+        [(16_381, 10, 0.45), (16_381, 50, 1.0), (16_381, 100, 1.3), (16_381, 163, 1.7)]
+    {
         let (mut sum, mut removed) = (0.0, 0.0);
         for set in 0..4_u16 {
             let of = |numbers: &mut dyn Iterator<Item = u16>| {
-                slots(&candidates(numbers.map(|number| number + set * 1000)))
+                let all = candidates(numbers.map(|number| number + set * 1000));
+                let places = fill_in_turn(&all, size);
+                places.iter().map(|place| all[usize::from(*place)].index).collect::<Vec<_>>()
             };
             let before = of(&mut (0..n));
             for gone in (0..n).step_by(usize::from((n / 10).max(1))) {
@@ -97,14 +98,14 @@ fn the_mean_disruption_is_that_of_the_algorithm() {
             }
         }
         let mean = sum / removed;
-        assert!((mean - anchor).abs() < 0.25, "{n} backends: {mean} %, expected {anchor} %");
+        assert!((mean - anchor).abs() < 0.2, "{n} backends: {mean} %, expected {anchor} %");
     }
 }
 
 #[test]
 fn few_backends_have_narrow_slots() {
     let bytes = |n| Maglev::new(&candidates(0..n)).unwrap().bytes();
-    assert_eq!([1, 2, 16].map(bytes), [0, 8191, 8191]);
+    assert_eq!([1, 2, 16].map(bytes), [0, 4096, 4096]);
     assert_eq!([17, 163].map(bytes), [16_381, 16_381]);
     assert_eq!([164, 256].map(bytes), [65_537, 65_537]);
     assert_eq!(bytes(257), 131_074);
@@ -150,7 +151,7 @@ fn the_table_is_what_it_has_always_been() {
     };
     assert_eq!(
         [digest(10, |_| 1), digest(200, |_| 1), digest(10, |n| n + 1)],
-        [442_824_006_936_830_973, 17_695_840_287_202_710_357, 14_628_765_930_895_826_172]
+        [15_602_434_785_685_454_194, 17_695_840_287_202_710_357, 11_215_754_897_254_152_085]
     );
 }
 
@@ -200,12 +201,12 @@ proptest! {
         for candidate in &mut equal {
             candidate.weight = 1;
         }
-        let size = Maglev::SMALL;
+        let size = if equal.len() <= 16 { 8191 } else { 16_381 };
         let ways: Vec<Vec<usize>> = equal
             .iter()
             .map(|candidate| {
-                let Permutation { next, skip } = Permutation::new(candidate.identity, size);
-                let at = |j: u64| ((u64::from(next) + j * u64::from(skip)) % u64::from(size)) as usize;
+                let Permutation { first, skip, .. } = Permutation::new(candidate.identity, size);
+                let at = |j: u64| ((u64::from(first) + j * u64::from(skip)) % u64::from(size)) as usize;
                 (0..u64::from(size)).map(at).collect()
             })
             .collect();
@@ -225,6 +226,6 @@ proptest! {
             }
         }
         let expected: Vec<u16> = entries.into_iter().flatten().collect();
-        prop_assert!(slots(&equal) == expected);
+        prop_assert!(equal.len() == 1 || slots(&equal) == expected);
     }
 }

@@ -146,7 +146,8 @@ fn check_settings(service: &Service) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// The backends of one family: the former ones when they are the same.
+/// The backends of one family: the former ones when they are the same, and none when the service
+/// has no address of that family.
 fn backends_of<K: BackendAddress>(
     service: &Service,
     former: Option<(&Service, &Arc<Backends<K>>)>,
@@ -154,10 +155,12 @@ fn backends_of<K: BackendAddress>(
 ) -> Arc<Backends<K>> {
     let is_of_family = |backend: &&Backend| K::of(backend.address).is_some();
     let own = service.backends.iter().filter(is_of_family);
-    if own.clone().next().is_none() {
+    let is_asked = service.frontends.iter().any(|frontend| K::of(frontend.address).is_some());
+    if !is_asked || own.clone().next().is_none() {
         return none.clone();
     }
     if let Some((old, backends)) = former
+        && !Arc::ptr_eq(backends, none)
         && old.algorithm == service.algorithm
         && own.eq(old.backends.iter().filter(is_of_family))
     {
