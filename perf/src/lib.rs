@@ -1,7 +1,7 @@
 //! Benchmarks of the dataplane.
 //!
 //! - [`pipeline`]: what a packet costs from port to port, in memory.
-//! - [`tables`]: what the tables cost with a large cluster in them.
+//! - [`tables`], [`services`]: what the tables cost with a large cluster in them.
 //! - [`steady`]: what a worker does besides moving packets: nothing, as this shows.
 //!
 //! All drive the real workers, stages and tables; only the ports are memory.
@@ -20,6 +20,7 @@ pub mod measure;
 pub mod pipeline;
 pub mod rig;
 pub mod scenario;
+pub mod services;
 pub mod steady;
 pub mod tables;
 pub mod topology;

@@ -7,7 +7,7 @@ use overlane_perf::child::{Cluster, Forward};
 use overlane_perf::error::PerfError;
 use overlane_perf::pipeline::{self, Plan};
 use overlane_perf::scenario::Scenario;
-use overlane_perf::{steady, tables};
+use overlane_perf::{services, steady, tables};
 use serde::Serialize;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
@@ -71,9 +71,15 @@ enum Command {
         /// Pods on other nodes.
         #[arg(long, default_value_t = 500_000)]
         endpoints: usize,
-        /// Endpoints that are added one by one.
+        /// Endpoints that are added, and backends that are changed, one by one.
         #[arg(long, default_value_t = 1000)]
         adds: usize,
+        /// Services, each with an address of each family.
+        #[arg(long, default_value_t = 10_000)]
+        services: usize,
+        /// Backends of a service, of either family.
+        #[arg(long, default_value_t = 10)]
+        backends: usize,
         #[command(flatten)]
         output: Output,
     },
@@ -137,8 +143,11 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             let plan = Plan { scenarios, flows, load, workers, seconds, instructions, stages };
             pipeline::run(&plan).map(|report| show(&report, &report.table(), &output))
         }
-        Command::Tables { peers, endpoints, adds, output } => tables::run(peers, endpoints, adds)
-            .map(|report| show(&report, &report.table(), &output)),
+        Command::Tables { peers, endpoints, adds, services, backends, output } => {
+            services::Plan::new(services, backends, adds)
+                .and_then(|plan| tables::run(peers, endpoints, adds, plan))
+                .map(|report| show(&report, &report.table(), &output))
+        }
         Command::Steady { scenario, output } => {
             let scenarios = scenarios(&scenario)?;
             steady::run(&scenarios, ALLOCATOR).map(|report| {

@@ -1,6 +1,6 @@
 //! `overlane-perf tables`: a large cluster in the tables: how long it takes to load, what it takes
 //! of memory, what a lookup costs compared with a small one, and how soon one more endpoint is
-//! live.
+//! live. The same of [services](crate::services).
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use crate::error::PerfError;
 use crate::measure::{Spread, forward, thread_time};
 use crate::rig::Rig;
 use crate::scenario::{Load, Scenario};
+use crate::services;
 use crate::topology::Topology;
 
 /// Changes of one call, as control sends them.
@@ -31,7 +32,7 @@ const LOOKUPS: usize = 1 << 16;
 const FLOWS: usize = 200_000;
 
 /// Rounds of each.
-const ROUNDS: usize = 31;
+pub(crate) const ROUNDS: usize = 31;
 
 /// An added endpoint must be live in less, milliseconds.
 const LIVE_MS: f64 = 10.0;
@@ -58,6 +59,8 @@ pub struct Report {
     pub lookups: Vec<Lookup>,
     /// How long until one added endpoint is live, milliseconds.
     pub live_ms: Live,
+    /// The same of services, in tables of their own.
+    pub services: services::Report,
 }
 
 /// The same lookup in both clusters.
@@ -72,6 +75,12 @@ pub struct Lookup {
 }
 
 impl Lookup {
+    /// Not measured yet.
+    pub(crate) fn empty(what: &'static str) -> Self {
+        let none = Spread::of(Vec::new());
+        Self { what, few_ns: none, many_ns: none }
+    }
+
     /// Large to small, medians.
     #[must_use]
     pub fn ratio(&self) -> f64 {
@@ -90,11 +99,29 @@ pub struct Live {
     pub max: f64,
 }
 
+impl Live {
+    /// Of times until live.
+    pub(crate) fn of(mut times: Vec<Duration>) -> Self {
+        times.sort();
+        let ms = |time: Option<&Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
+        Self {
+            p50: ms(times.get(times.len() / 2)),
+            p99: ms(times.get(times.len() * 99 / 100)),
+            max: ms(times.last()),
+        }
+    }
+}
+
 /// Loads, looks up, adds.
 ///
 /// # Errors
 /// [`PerfError`]
-pub fn run(peers: usize, endpoints: usize, adds: usize) -> Result<Report, PerfError> {
+pub fn run(
+    peers: usize,
+    endpoints: usize,
+    adds: usize,
+    plan: services::Plan,
+) -> Result<Report, PerfError> {
     let topology = Topology::new(peers, endpoints)?;
     let few = Topology::new(FEW, FEW)?;
     let scenario = Scenario::ALL[0];
@@ -121,6 +148,8 @@ pub fn run(peers: usize, endpoints: usize, adds: usize) -> Result<Report, PerfEr
     let per = |grown: usize| grown as f64 / endpoints as f64;
     let table_bytes = per(large.bench.compiler.snapshot().bytes().saturating_sub(bytes));
     let process_bytes = per(resident_bytes()?.saturating_sub(rss));
+    // Before others leave memory behind: what the process grows by would not be seen.
+    let services = plan.run()?;
     let mut lookups = table_lookups(&small, few, &large, topology)?;
     lookups.push(whole_packets(scenario, few, topology)?);
     let live_ms = add_one_by_one(&mut large, topology, adds)?;
@@ -133,10 +162,11 @@ pub fn run(peers: usize, endpoints: usize, adds: usize) -> Result<Report, PerfEr
         process_bytes,
         lookups,
         live_ms,
+        services,
     })
 }
 
-fn batches(changes: impl Iterator<Item = Change>) -> impl Iterator<Item = Vec<Change>> {
+pub(crate) fn batches(changes: impl Iterator<Item = Change>) -> impl Iterator<Item = Vec<Change>> {
     let mut changes = changes.peekable();
     std::iter::from_fn(move || {
         changes.peek()?;
@@ -145,7 +175,7 @@ fn batches(changes: impl Iterator<Item = Change>) -> impl Iterator<Item = Vec<Ch
 }
 
 /// Memory of this process, bytes.
-fn resident_bytes() -> Result<usize, PerfError> {
+pub(crate) fn resident_bytes() -> Result<usize, PerfError> {
     let path = std::path::PathBuf::from("/proc/self/statm");
     let text = std::fs::read_to_string(&path)
         .map_err(|source| PerfError::File { path: path.clone(), source })?;
@@ -276,13 +306,7 @@ fn add_one_by_one(rig: &mut Rig, topology: Topology, adds: usize) -> Result<Live
             return Err(PerfError::Missed(format!("endpoint {number} is not live")));
         }
     }
-    times.sort();
-    let ms = |time: Option<&Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
-    Ok(Live {
-        p50: ms(times.get(times.len() / 2)),
-        p99: ms(times.get(times.len() * 99 / 100)),
-        max: ms(times.last()),
-    })
+    Ok(Live::of(times))
 }
 
 impl Report {
@@ -318,6 +342,7 @@ impl Report {
             format!("{:.3}, {:.3}, {:.3} ms", live.p50, live.p99, live.max),
             format!("under {LIVE_MS} ms"),
         ]);
+        self.services.add_to(&mut table);
         table.to_string()
     }
 }
