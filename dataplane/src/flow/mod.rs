@@ -23,10 +23,16 @@
 //! | [`table`] | the table: find, insert, remove, list |
 //! | [`tcp_state`] | state, from what both directions have shown |
 //! | [`timeouts`], [`expiry`] | when a flow is forgotten; who makes room in a full table |
+//! | [`ports`], [`blocks`] | external ports of source NAT, and which worker owns which |
+//! | [`fragments`] | ports of fragmented datagrams |
 
+pub mod blocks;
 pub mod expiry;
+pub mod fragments;
 pub mod half;
 pub mod index;
+pub mod ports;
+pub mod random;
 pub mod table;
 pub mod tcp_state;
 pub mod timeouts;

@@ -489,5 +489,8 @@ impl<A: Address> FlowTable<A> {
 }
 
 #[cfg(test)]
+#[path = "table_model_tests.rs"]
+mod model_tests;
+#[cfg(test)]
 #[path = "table_tests.rs"]
 mod tests;
