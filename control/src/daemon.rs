@@ -16,7 +16,7 @@ use crate::config::{self, ConfigError};
 use crate::credentials::{Allowed, CredentialError};
 use crate::desired::Compiler;
 use crate::health::HealthServer;
-use crate::host::Host;
+use crate::host::{Host, interface_addresses};
 use crate::reconcile::Reconciler;
 use crate::socket::{Server, Shared, SocketError};
 use crate::sources::directory::Directory;
@@ -26,6 +26,9 @@ use crate::validate::{Refusal, Validated, validate};
 
 /// How often the source's thread looks whether it should end.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// How often the addresses of this machine are looked at.
+const LOOK_AT_HOST: Duration = Duration::from_secs(10);
 
 /// Holds a node's desired state and keeps its dataplane in step with it.
 #[derive(Debug, Clone, Parser)]
@@ -163,6 +166,7 @@ struct Keeper {
     reconciler: Reconciler,
     health: HealthServer,
     shared: Shared,
+    next_look: Instant,
 }
 
 impl Keeper {
@@ -172,7 +176,13 @@ impl Keeper {
         health: HealthServer,
         shared: Shared,
     ) -> Self {
-        Self { compiler: Compiler::new(config), reconciler, health, shared }
+        Self {
+            compiler: Compiler::new(config),
+            reconciler,
+            health,
+            shared,
+            next_look: Instant::now(),
+        }
     }
 
     /// Takes over what the source has to say.
@@ -197,8 +207,23 @@ impl Keeper {
         self.reconciler.want(self.compiler.objects(), &changed, account.incomplete);
     }
 
+    /// Addresses of interfaces come and go without a word.
+    fn look_at_host(&mut self) {
+        let now = Instant::now();
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now + LOOK_AT_HOST;
+        let changed = self.compiler.set_addresses(interface_addresses());
+        if !changed.is_empty() {
+            let incomplete = self.compiler.account().incomplete;
+            self.reconciler.want(self.compiler.objects(), &changed, incomplete);
+        }
+    }
+
     /// Does what is due and says how long nothing else will be.
     fn step(&mut self) -> Duration {
+        self.look_at_host();
         let wait = self.reconciler.step(Instant::now());
         self.health.set_healthy(self.reconciler.is_connected());
         let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);

@@ -36,7 +36,9 @@ fn local_ports(path: &Path) -> Option<PortRange> {
     PortRange::new(numbers.next()?.ok()?, numbers.next()?.ok()?).ok()
 }
 
-fn interface_addresses() -> Vec<IpAddr> {
+/// Addresses of this machine's interfaces, sorted, without loopback and link-local ones.
+#[must_use]
+pub fn interface_addresses() -> Vec<IpAddr> {
     let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
     let mut addresses: Vec<IpAddr> = interfaces
         .filter_map(|interface| {

@@ -209,7 +209,8 @@ impl Reconciler {
                     // Much to compare is compared less often: a change may have to wait for it.
                     *next_compare = now + COMPARE_EVERY.max(now.elapsed() * COMPARE_SHARE);
                     self.set_installed(answer);
-                    self.rejected.retain(|_, rejection| rejection.error.code == ErrorCode::Refused);
+                    // Trying again helps only where it is the dataplane's own trouble.
+                    self.rejected.retain(|_, rejection| rejection.error.code != ErrorCode::Failed);
                 }
             }
         }

@@ -37,6 +37,7 @@ pub struct ControlStatus {
 
 /// How many objects there are of each kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counts {
     /// This node: 1, or 0 while it is not known.
     pub node: usize,

@@ -15,9 +15,10 @@ mod rules;
 mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlane_api::{Object, ObjectKey};
+use overlane_api::{Object, ObjectKey, PortRange};
 
 use crate::manifests::{Manifest, ManifestKey};
 use crate::sources::{Problem, Update, View};
@@ -55,6 +56,34 @@ pub enum Conflict {
         other: String,
         /// The other's value.
         other_value: String,
+    },
+    /// An address inside a range that belongs to something else.
+    #[error(
+        "{field} {value} is inside {outer_field} {outer}: choose an address that no pod can get"
+    )]
+    Inside {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// The configuration's field.
+        outer_field: &'static str,
+        /// Its value.
+        outer: String,
+    },
+    /// A frontend at this node's own address with a port of source NAT.
+    #[error(
+        "{field} {value} is this node's own address, and port {port} is one of snat.ports {ports}: choose another port, or other snat.ports"
+    )]
+    SnatPort {
+        /// The field.
+        field: &'static str,
+        /// The address.
+        value: String,
+        /// The service's port.
+        port: u16,
+        /// The ports of source NAT.
+        ports: PortRange,
     },
     /// A node that cannot be reached because it has no address.
     #[error("it has no InternalIP in status.addresses: write its address on the node network")]
@@ -175,6 +204,22 @@ impl Compiler {
             self.render();
         }
         self.objects.take_changed()
+    }
+
+    /// Takes over the addresses of this machine's interfaces, which may answer NodePorts. Answers
+    /// as [`Self::take`].
+    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<ObjectKey> {
+        if self.config.host.addresses == addresses || self.config.node_port_addresses.is_empty() {
+            return Vec::new();
+        }
+        self.config.host.addresses = addresses;
+        let same = Update {
+            changes: BTreeMap::new(),
+            problems: self.view.problems.clone(),
+            notes: self.view.notes.clone(),
+            incomplete: self.view.incomplete,
+        };
+        self.take(same)
     }
 
     /// The desired objects.

@@ -439,6 +439,69 @@ fn refused_service_keeps_its_last_good_state_with_live_backends() {
 }
 
 #[test]
+fn what_an_api_server_would_allocate_is_waited_for() {
+    for (text, expected) in [
+        (web("").replace("clusterIP: 10.96.0.20, ", ""), "default/web waits for a clusterIP"),
+        (
+            web("type: NodePort").replace(", nodePort: 30080", ""),
+            "default/web:http waits for a nodePort",
+        ),
+        (web("type: LoadBalancer"), "default/web waits for its load balancer's address"),
+    ] {
+        let desired = compile(config(""), &(nodes() + &text));
+        assert_eq!(desired.pending, [format!("Service {expected}")]);
+        assert_eq!(desired.problems, []);
+    }
+    let proxied = web("type: LoadBalancer, allocateLoadBalancerNodePorts: false")
+        .replace(", nodePort: 30080", "")
+        .replace(
+            "---\n",
+            "status: {loadBalancer: {ingress: [{ip: 203.0.113.5, ipMode: Proxy}]}}\n---\n",
+        );
+    assert_eq!(compile(config(""), &(nodes() + &proxied)).pending, Vec::<String>::new());
+}
+
+#[test]
+fn addresses_of_others_are_refused() {
+    let balanced = |ip: &str, port: u16| {
+        nodes()
+            + &web(&format!("type: LoadBalancer, loadBalancerIP: {ip}"))
+                .replace("port: 80,", &format!("port: {port},"))
+    };
+    for (text, part) in [
+        (
+            balanced("10.244.1.10", 80),
+            "load balancer IP 10.244.1.10 is inside podCIDR 10.244.0.0/16",
+        ),
+        (balanced("10.0.1.4", 20_000), "port 20000 is one of snat.ports 10240-29999"),
+    ] {
+        let desired = compile(config(""), &text);
+        assert_eq!(desired.problems.len(), 1, "{text}");
+        assert!(desired.problems[0].message.contains(part), "{:?}", desired.problems);
+    }
+    // The node's own address is as good as any where nothing else uses the port.
+    for text in [balanced("10.0.1.4", 443), balanced("203.0.113.5", 20_000)] {
+        assert_eq!(compile(config(""), &text).problems, []);
+    }
+}
+
+#[test]
+fn node_ports_follow_the_interfaces_that_are_configured() {
+    let mut bed = Bed::new(config("nodePortAddresses: 192.168.0.0/16\n"));
+    let desired = bed.show(&(nodes() + &web("type: NodePort")));
+    let own = ["node 10.0.1.4:30080", "cluster 10.96.0.20:80"];
+    assert_eq!(frontends(&service(&desired, "default/web:http")), own);
+    let addresses = vec!["172.16.0.1".parse().unwrap(), "192.168.7.7".parse().unwrap()];
+    let changed = bed.compiler.set_addresses(addresses.clone());
+    assert_eq!(changed, [ObjectKey::Service("default/web:http".into())]);
+    let desired = bed.show(&(nodes() + &web("type: NodePort")));
+    let all = ["node 10.0.1.4:30080", "cluster 10.96.0.20:80", "node 192.168.7.7:30080"];
+    assert_eq!(frontends(&service(&desired, "default/web:http")), all);
+    assert_eq!(bed.compiler.set_addresses(addresses), []);
+    assert_eq!(bed.compiler.set_addresses(Vec::new()).len(), 1);
+}
+
+#[test]
 fn egress_rules_follow_pods_and_namespaces() {
     let rules = "gateways: [{name: out, addresses: [203.0.113.1], nodes: [b]}]\n\
         egress:\n\
@@ -493,52 +556,62 @@ impl Dice {
     }
 }
 
-/// One random state: services that fight for frontends, pods, slices, a namespace.
-fn random_state(dice: &mut Dice) -> String {
-    let mut text = nodes();
-    if dice.roll(4) == 0 {
-        text = text.replace("zone: z1", "zone: z2");
-    }
-    for name in ["s1", "s2", "s3"] {
-        let address = 20 + dice.roll(2);
-        let type_ = ["ClusterIP", "NodePort"][usize::try_from(dice.roll(2)).unwrap()];
-        let app = ["x", "y"][usize::try_from(dice.roll(2)).unwrap()];
-        if dice.roll(5) > 0 {
-            text += &format!(
-                "kind: Service\nmetadata: {{name: {name}}}\nspec: {{type: {type_}, clusterIP: 10.96.0.{address}, \
-                 selector: {{app: {app}}}, ports: [{{port: 80, nodePort: 30080}}]}}\n---\n"
+/// Parts of a state, each of which can be rolled anew: the nodes, services that fight for
+/// frontends, their slices, pods.
+const PARTS: usize = 11;
+
+fn random_part(part: usize, dice: &mut Dice) -> String {
+    let app = ["x", "y"][usize::from(dice.roll(2) == 0)];
+    match part {
+        0 if dice.roll(3) == 0 => nodes().replace("zone: z1", "zone: z2"),
+        0 => nodes(),
+        1..=3 if dice.roll(5) > 0 => {
+            let type_ = ["ClusterIP", "NodePort"][usize::from(dice.roll(2) == 0)];
+            format!(
+                "kind: Service\nmetadata: {{name: s{part}}}\nspec: {{type: {type_}, clusterIP: 10.96.0.{}, \
+                 selector: {{app: {app}}}, ports: [{{port: 80, nodePort: 30080}}]}}\n---\n",
+                20 + dice.roll(2)
+            )
+        }
+        4..=6 if dice.roll(2) == 0 => {
+            let name = format!("s{}", part - 3);
+            let hint = |zone| format!("}}, hints: {{forZones: [{{name: z{zone}}}]}}}}");
+            let backend = endpoint("b", u8::try_from(10 + dice.roll(3)).unwrap(), "rs");
+            let other = endpoint("b", 13, ["rs", "st"][usize::from(dice.roll(2) == 0)]);
+            slice(
+                &format!("{name}-1"),
+                &[&backend.replace("}}", &hint(1)), &other.replace("}}", &hint(2))],
+            )
+            .replace("service-name: web", &format!("service-name: {name}"))
+            .replace("{name: http, port", "{port")
+        }
+        7.. if dice.roll(4) > 0 => {
+            let name = format!("p{part}");
+            let labels = format!(
+                "{{name: {name}, labels: {{app: {app}}}, annotations: {{overlane.io/weight: '{}'}}}}",
+                dice.roll(3)
             );
+            let on = ["a", "b"][usize::from(dice.roll(2) == 0)];
+            pod(&name, on, &format!("10.244.2.{}", 3 + part))
+                .replace(&format!("{{name: {name}}}"), &labels)
         }
-        if dice.roll(3) == 0 {
-            let endpoint = endpoint("b", u8::try_from(10 + dice.roll(3)).unwrap(), "rs");
-            text += &slice(&format!("{name}-1"), &[&endpoint])
-                .replace("service-name: web", &format!("service-name: {name}"))
-                .replace("name: http, ", "");
-        }
+        _ => String::new(),
     }
-    for number in 0..4 {
-        if dice.roll(4) > 0 {
-            let app = ["x", "y"][usize::try_from(dice.roll(2)).unwrap()];
-            let weight = dice.roll(3);
-            let name = format!("p{number}");
-            text += &pod(&name, "b", &format!("10.244.2.{}", 10 + number)).replace(
-                &format!("{{name: {name}}}"),
-                &format!("{{name: {name}, labels: {{app: {app}}}, annotations: {{overlane.io/weight: '{weight}'}}}}"),
-            );
-        }
-    }
-    text
 }
 
 #[test]
 fn any_sequence_of_changes_ends_where_a_fresh_start_does() {
-    let rules = "egress:\n- {name: x, podSelector: {matchLabels: {app: x}}, action: none}\n\
-                 gateways: []\n";
+    let rules = "egress:\n- {name: x, podSelector: {matchLabels: {app: x}}, action: none}\n";
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
-    for round in 0..40 {
+    for round in 0..20 {
         let mut bed = Bed::new(config(rules));
-        for step in 0..8 {
-            let text = random_state(&mut dice);
+        let mut parts: Vec<String> = (0..PARTS).map(|part| random_part(part, &mut dice)).collect();
+        for step in 0..30 {
+            for _ in 0..=dice.roll(2) {
+                let part = usize::try_from(dice.roll(PARTS as u64)).unwrap();
+                parts[part] = random_part(part, &mut dice);
+            }
+            let text = parts.concat();
             let desired = bed.show(&text);
             assert_eq!(desired.objects, bed.afresh(), "round {round}, step {step}:\n{text}");
         }

@@ -185,12 +185,74 @@ impl Services {
     /// The manifest in force for a service, and why it is not the one that is written.
     fn judge(&self, name: &str, cx: &Context<'_>) -> (Option<ServiceManifest>, Vec<Conflict>) {
         let Some(written) = service_of(cx.view, name) else { return (None, Vec::new()) };
-        let refusal = check(written, cx);
+        let refusal = self.check(written, cx);
         if refusal.is_empty() {
             return (Some(written.clone()), refusal);
         }
         let good = self.states.get(name).and_then(|state| state.good.clone());
-        (good.filter(|good| check(good, cx).is_empty()), refusal)
+        (good.filter(|good| self.check(good, cx).is_empty()), refusal)
+    }
+
+    /// What of a service contradicts the configuration.
+    fn check(&self, service: &ServiceManifest, cx: &Context<'_>) -> Vec<Conflict> {
+        let config = cx.config;
+        let mut found = Vec::new();
+        for address in &service.cluster_ips {
+            if !config.service_cidrs.iter().any(|range| range.contains(address)) {
+                found.push(outside("clusterIP", address, "serviceCIDR", &config.service_cidrs));
+            }
+        }
+        let node_ports = service.ports.iter().filter_map(|port| port.node_port);
+        let node_ports = node_ports.map(|port| ("nodePort", port));
+        let health = service.health_check_port.map(|port| ("healthCheckNodePort", port));
+        for (field, port) in node_ports.chain(health) {
+            if !config.node_ports.contains(port) {
+                found.push(Conflict::Outside {
+                    field,
+                    value: port.to_string(),
+                    outer_field: "nodePortRange",
+                    outer: config.node_ports.to_string(),
+                });
+            }
+        }
+        let external: &[IpAddr] = if config.external_ips { &service.external_ips } else { &[] };
+        let balancer =
+            service.load_balancer_ips.iter().map(|address| ("load balancer IP", address));
+        for (field, address) in
+            balancer.chain(external.iter().map(|address| ("externalIP", address)))
+        {
+            found.extend(self.check_external(service, field, *address, cx));
+        }
+        found
+    }
+
+    /// Others route these addresses here: they must be nobody else's.
+    fn check_external(
+        &self,
+        service: &ServiceManifest,
+        field: &'static str,
+        address: IpAddr,
+        cx: &Context<'_>,
+    ) -> Vec<Conflict> {
+        let config = cx.config;
+        let value = address.to_string();
+        let mut found = Vec::new();
+        if let Some(range) = config.pod_cidrs.iter().find(|range| range.contains(&address)) {
+            let outer = range.to_string();
+            found.push(Conflict::Inside {
+                field,
+                value: value.clone(),
+                outer_field: "podCIDR",
+                outer,
+            });
+        }
+        let ports = config.snat.ports;
+        if self.node_addresses.contains(&address)
+            && let Some(port) = service.ports.iter().find(|port| ports.contains(port.port))
+        {
+            found.push(Conflict::SnatPort { field, value, port: port.port, ports });
+        }
+        found
     }
 
     /// Replaces the claims of a service, and adds those that gain or lose by it to `dirty`.
@@ -285,6 +347,7 @@ impl Services {
         let mut health = None;
         if let Some(good) = good {
             remark.notes.extend(notes(good, cx));
+            remark.pending.extend(pending(good));
             if good.kind == ServiceKind::Addressed {
                 objects
                     .extend(good.ports.iter().map(|port| self.object(good, port, cx, &mut remark)));
@@ -389,31 +452,6 @@ fn node_port_addresses(own: &[IpAddr], cx: &Context<'_>) -> Vec<IpAddr> {
     all.into_iter().collect()
 }
 
-/// What of a service contradicts the configuration.
-fn check(service: &ServiceManifest, cx: &Context<'_>) -> Vec<Conflict> {
-    let config = cx.config;
-    let mut found = Vec::new();
-    for address in &service.cluster_ips {
-        if !config.service_cidrs.iter().any(|range| range.contains(address)) {
-            found.push(outside("clusterIP", address, "serviceCIDR", &config.service_cidrs));
-        }
-    }
-    let node_ports = service.ports.iter().filter_map(|port| port.node_port);
-    let node_ports = node_ports.map(|port| ("nodePort", port));
-    let health = service.health_check_port.map(|port| ("healthCheckNodePort", port));
-    for (field, port) in node_ports.chain(health) {
-        if !config.node_ports.contains(port) {
-            found.push(Conflict::Outside {
-                field,
-                value: port.to_string(),
-                outer_field: "nodePortRange",
-                outer: config.node_ports.to_string(),
-            });
-        }
-    }
-    found
-}
-
 /// What of a service is read and not used.
 fn notes(service: &ServiceManifest, cx: &Context<'_>) -> Vec<String> {
     let name = &service.name;
@@ -434,6 +472,27 @@ fn notes(service: &ServiceManifest, cx: &Context<'_>) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// What a service waits for.
+fn pending(service: &ServiceManifest) -> Vec<String> {
+    let name = &service.name;
+    let mut pending = Vec::new();
+    if service.kind != ServiceKind::Addressed {
+        return pending;
+    }
+    if service.cluster_ips.is_empty() {
+        pending.push(format!("Service {name} waits for a clusterIP"));
+    }
+    if service.is_balanced && service.load_balancer_ips.is_empty() && !service.is_proxied {
+        pending.push(format!("Service {name} waits for its load balancer's address"));
+    }
+    for port in
+        service.ports.iter().filter(|port| service.wants_node_ports && port.node_port.is_none())
+    {
+        pending.push(format!("Service {} waits for a nodePort", service.object_name(port)));
+    }
+    pending
 }
 
 fn collision(

@@ -2,8 +2,6 @@ use super::*;
 
 use overlane_api::{Attachment, Endpoint, Node};
 
-use std::net::IpAddr;
-
 use std::path::Path;
 
 use crate::config;

@@ -74,6 +74,12 @@ pub struct ServiceManifest {
     pub external_ips: Vec<IpAddr>,
     /// Addresses of an external load balancer that arrive here untranslated.
     pub load_balancer_ips: Vec<IpAddr>,
+    /// Is there to be a load balancer before it?
+    pub is_balanced: bool,
+    /// Does the load balancer have an address at which nothing is to be matched here?
+    pub is_proxied: bool,
+    /// Is each port to have one on every node?
+    pub wants_node_ports: bool,
     /// Is it served over IPv4, over IPv6?
     pub families: (bool, bool),
     /// Its ports.
@@ -158,7 +164,14 @@ pub fn translate(service: Service) -> Result<ServiceManifest, ManifestError> {
     let health = spec.health_check_node_port.filter(|port| is_checked && *port != 0);
     let health_check_port =
         health.map(|port| number(&key, "spec.healthCheckNodePort", port)).transpose()?;
+    let ingress =
+        status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+    let is_proxied = ingress.is_some_and(|ingress| !ingress.is_empty());
+    let allocates = spec.allocate_load_balancer_node_ports != Some(false);
     Ok(ServiceManifest {
+        is_balanced: balanced,
+        is_proxied,
+        wants_node_ports: type_ == "NodePort" || (balanced && allocates),
         created: meta.creation_timestamp.as_ref().map(|time| time.0.as_second()),
         kind,
         families: families(&spec, &cluster_ips),
@@ -238,8 +251,16 @@ fn addresses(
     name: &'static str,
     written: Option<&[String]>,
 ) -> Result<Vec<IpAddr>, ManifestError> {
-    let parse = |text: &String| field(key, name, "an IP address", text);
-    written.unwrap_or_default().iter().map(parse).collect()
+    let mut addresses = Vec::new();
+    for text in written.unwrap_or_default() {
+        let wanted = "an IP address that packets can be sent to";
+        let address: IpAddr = field(key, name, wanted, text)?;
+        if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+            return Err(super::wrong(key, name, text, wanted));
+        }
+        addresses.push(address);
+    }
+    Ok(addresses)
 }
 
 fn families(spec: &ServiceSpec, cluster_ips: &[IpAddr]) -> (bool, bool) {
