@@ -16,6 +16,7 @@ use overlane_api::protocol::{Op, Reply, Request, Response, VERSION};
 use overlane_control::config;
 use overlane_control::desired::Compiler;
 use overlane_control::host::Host;
+use overlane_control::manifests::Manifest;
 use overlane_control::reconcile::Reconciler;
 use overlane_control::sources::directory::Directory;
 use overlane_control::sources::{Source, Update};
@@ -83,10 +84,64 @@ fn answer_all(mut stream: UnixStream) {
     }
 }
 
+/// The same cluster without slices: what one pod costs that becomes unready.
+fn pods(count: usize) {
+    let text = "kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.244.0.0/14}\n\
+         status: {addresses: [{type: InternalIP, address: 10.0.1.5}]}\n---\n\
+         kind: Service\nmetadata: {name: s}\nspec: {clusterIP: 10.96.0.1, selector: {app: s, tier: x}, ports: [{port: 80}]}\n---\n\
+         kind: Pod\nmetadata: {name: p, labels: {app: s, tier: x}}\nspec: {nodeName: n}\nstatus: {podIP: 10.244.0.1}\n";
+    let read = overlane_control::manifests::read(Path::new("x.yaml"), text).unwrap().manifests;
+    let [node, Manifest::Service(service), Manifest::Pod(pod)] = read.as_slice() else {
+        unreachable!("as it is written")
+    };
+    let mut update = Update::default();
+    let add = |update: &mut Update, manifest: Manifest| {
+        update.changes.insert(manifest.key(), Some((manifest, "x.yaml".to_owned())));
+    };
+    add(&mut update, node.clone());
+    let pod_of = |number: usize, ready: bool| {
+        let mut pod = pod.clone();
+        pod.name = format!("default/p{number}");
+        let host = u32::from_be_bytes([10, 244, 0, 0]) + u32::try_from(number).unwrap();
+        pod.addresses = vec![std::net::Ipv4Addr::from(host).into()];
+        pod.labels.insert("app".into(), format!("s{}", number / ENDPOINTS));
+        pod.ready = ready;
+        Manifest::Pod(pod)
+    };
+    for number in 0..count {
+        let mut service = service.clone();
+        service.name = format!("default/s{number}");
+        let host = u32::from_be_bytes([10, 96, 0, 0]) + u32::try_from(number).unwrap();
+        service.cluster_ips = vec![std::net::Ipv4Addr::from(host).into()];
+        service.selector.insert("app".into(), format!("s{number}"));
+        add(&mut update, Manifest::Service(service));
+    }
+    (0..count * ENDPOINTS).for_each(|number| add(&mut update, pod_of(number, true)));
+    let mut compiler = compiler();
+    let start = Instant::now();
+    compiler.take(update);
+    println!("{count} services, {} pods: compiled in {:?}", count * ENDPOINTS, start.elapsed());
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let mut update = Update::default();
+        add(&mut update, pod_of(round * 7919 % (count * ENDPOINTS), false));
+        let start = Instant::now();
+        let changed = compiler.take(update);
+        times.push(start.elapsed());
+        assert_eq!(changed.len(), 1);
+    }
+    report("one pod compiled", times);
+}
+
 fn report(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |part: usize| times[(times.len() - 1) * part / 100];
     println!("{what}: median {:?}, 99th {:?}, worst {:?}", at(50), at(99), at(100));
+}
+
+fn compiler() -> Compiler {
+    let config = config::parse(Path::new("node.yaml"), CONFIG).unwrap().config;
+    Compiler::new(validate(config, Host::default()).unwrap())
 }
 
 fn main() {
@@ -99,8 +154,7 @@ fn main() {
         let text = service(number) + &slice(number, ENDPOINTS);
         std::fs::write(manifests.join(format!("s{number}.yaml")), text).unwrap();
     }
-    let config = config::parse(Path::new("node.yaml"), CONFIG).unwrap().config;
-    let mut compiler = Compiler::new(validate(config, Host::default()).unwrap());
+    let mut compiler = compiler();
     let mut reconciler = Reconciler::new(&root.path().join("dataplane.sock"));
     dataplane(&root.path().join("dataplane.sock"));
 
@@ -118,6 +172,7 @@ fn main() {
         start.elapsed() - compiled
     );
     one_by_one(count, &manifests, &mut source, &mut compiler, &mut reconciler);
+    pods(count);
 }
 
 fn one_by_one(

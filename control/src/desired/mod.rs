@@ -284,6 +284,10 @@ fn taken(
 }
 
 #[cfg(test)]
+mod rule_tests;
+#[cfg(test)]
+mod sequence_tests;
+#[cfg(test)]
 mod service_tests;
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,12 @@
-//! Services and egress rules as one node sees them.
+//! Services as one node sees them.
 
 use super::tests::{Bed, Desired, compile, config, node, pod};
 use super::*;
 
-use overlane_api::{Backend, EgressAction, FrontendKind, Protocol, Scope, Service};
+use overlane_api::{Backend, FrontendKind, Protocol, Scope, Service};
 
 /// Node a (this one, in zone z1) and node b.
-fn nodes() -> String {
+pub(super) fn nodes() -> String {
     node("a", "10.244.1.0/24", "10.0.1.4").replace(
         "metadata: {name: a}",
         "metadata: {name: a, labels: {topology.kubernetes.io/zone: z1}}",
@@ -14,7 +14,7 @@ fn nodes() -> String {
 }
 
 /// A Service `web` with one port; `more` is added to its spec.
-fn web(more: &str) -> String {
+pub(super) fn web(more: &str) -> String {
     format!(
         "kind: Service\nmetadata: {{name: web}}\nspec: {{clusterIP: 10.96.0.20, \
          ports: [{{name: http, port: 80, targetPort: 8080, nodePort: 30080}}], {more}}}\n---\n"
@@ -22,7 +22,7 @@ fn web(more: &str) -> String {
 }
 
 /// A slice of `web` with port http 8080 and these endpoints.
-fn slice(name: &str, endpoints: &[&str]) -> String {
+pub(super) fn slice(name: &str, endpoints: &[&str]) -> String {
     format!(
         "kind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: web}}}}\n\
          addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{}]\n---\n",
@@ -31,7 +31,7 @@ fn slice(name: &str, endpoints: &[&str]) -> String {
 }
 
 /// An endpoint 10.244.x.`last` on node `node`; conditions as `r`eady, `s`erving, `t`erminating.
-fn endpoint(node: &str, last: u8, conditions: &str) -> String {
+pub(super) fn endpoint(node: &str, last: u8, conditions: &str) -> String {
     let third = if node == "a" { 1 } else { 2 };
     let is = |letter| conditions.contains(letter);
     format!(
@@ -199,7 +199,7 @@ fn port_is_that_of_the_slice_an_endpoint_is_in() {
 const NAMED: &str = "kind: Service\nmetadata: {name: web}\nspec:\n  clusterIP: 10.96.0.20\n  selector: {app: web}\n  ports: [{port: 80, targetPort: http}]\n---\n";
 
 /// A pod that calls port `number` http.
-fn web_pod(name: &str, on: &str, address: &str, number: u16) -> String {
+pub(super) fn web_pod(name: &str, on: &str, address: &str, number: u16) -> String {
     pod(name, on, address)
         .replace(&format!("{{name: {name}}}"), &format!("{{name: {name}, labels: {{app: web, v: x}}}}"))
         .replace("spec: {", &format!("spec: {{containers: [{{name: c, ports: [{{name: http, containerPort: {number}}}]}}], "))
@@ -499,121 +499,4 @@ fn node_ports_follow_the_interfaces_that_are_configured() {
     assert_eq!(frontends(&service(&desired, "default/web:http")), all);
     assert_eq!(bed.compiler.set_addresses(addresses), []);
     assert_eq!(bed.compiler.set_addresses(Vec::new()).len(), 1);
-}
-
-#[test]
-fn egress_rules_follow_pods_and_namespaces() {
-    let rules = "gateways: [{name: out, addresses: [203.0.113.1], nodes: [b]}]\n\
-        egress:\n\
-        - {name: web, podSelector: {matchLabels: {app: web}}, destinationCIDRs: 203.0.113.0/24, action: gateway, gateway: out}\n\
-        - {name: shop, namespaceSelector: {matchLabels: {team: shop}}, action: deny}\n\
-        - {name: rest, action: none}\n";
-    let mut bed = Bed::new(config(rules));
-    let rule = |desired: &Desired, name: &str| match desired
-        .objects
-        .get(&ObjectKey::Egress(name.into()))
-    {
-        Some(Object::Egress(egress)) => Some(egress.clone()),
-        _ => None,
-    };
-    let desired = bed.show(&nodes());
-    assert_eq!(rule(&desired, "web"), None, "a rule for no pod must not be one for all");
-    assert_eq!(rule(&desired, "rest").unwrap().sources, []);
-    assert!(desired.pending.iter().any(|text| text.contains("rule web waits")), "{desired:?}");
-    let pods = web_pod("p1", "a", "10.244.1.10", 80) + &web_pod("p2", "b", "10.244.2.11", 80);
-    let desired = bed.show(&(nodes() + &pods));
-    let web = rule(&desired, "web").unwrap();
-    assert_eq!(web.order, 0);
-    assert_eq!(web.sources, ["10.244.1.10/32".parse().unwrap()], "b's pods are b's");
-    assert_eq!(web.destinations, ["203.0.113.0/24".parse().unwrap()]);
-    assert!(
-        matches!(web.action, EgressAction::Gateway { addresses, nodes } if addresses.len() == 1 && nodes == ["b"])
-    );
-    assert_eq!(rule(&desired, "shop"), None);
-    let namespace = "kind: Namespace\nmetadata: {name: default, labels: {team: shop}}\n---\n";
-    let desired = bed.show(&(nodes() + &pods + namespace));
-    assert_eq!(rule(&desired, "shop").unwrap().sources.len(), 1);
-    let moved = pods.replace("10.244.1.10", "10.244.1.12");
-    let desired = bed.show(&(nodes() + &moved + namespace));
-    assert_eq!(rule(&desired, "web").unwrap().sources, ["10.244.1.12/32".parse().unwrap()]);
-    let desired = bed.show(&nodes());
-    assert_eq!(rule(&desired, "web"), None);
-    // The gateway's node has to know the pods of all others.
-    let gateway = config(&rules.replace("nodes: [b]", "nodes: [b, a]"));
-    let desired = compile(gateway, &(nodes() + &pods));
-    assert_eq!(rule(&desired, "web").unwrap().sources.len(), 2);
-}
-
-/// A small generator of choices (xorshift), so that a failure can be repeated.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-}
-
-/// Parts of a state, each of which can be rolled anew: the nodes, services that fight for
-/// frontends, their slices, pods.
-const PARTS: usize = 11;
-
-fn random_part(part: usize, dice: &mut Dice) -> String {
-    let app = ["x", "y"][usize::from(dice.roll(2) == 0)];
-    match part {
-        0 if dice.roll(3) == 0 => nodes().replace("zone: z1", "zone: z2"),
-        0 => nodes(),
-        1..=3 if dice.roll(5) > 0 => {
-            let type_ = ["ClusterIP", "NodePort"][usize::from(dice.roll(2) == 0)];
-            format!(
-                "kind: Service\nmetadata: {{name: s{part}}}\nspec: {{type: {type_}, clusterIP: 10.96.0.{}, \
-                 selector: {{app: {app}}}, ports: [{{port: 80, nodePort: 30080}}]}}\n---\n",
-                20 + dice.roll(2)
-            )
-        }
-        4..=6 if dice.roll(2) == 0 => {
-            let name = format!("s{}", part - 3);
-            let hint = |zone| format!("}}, hints: {{forZones: [{{name: z{zone}}}]}}}}");
-            let backend = endpoint("b", u8::try_from(10 + dice.roll(3)).unwrap(), "rs");
-            let other = endpoint("b", 13, ["rs", "st"][usize::from(dice.roll(2) == 0)]);
-            slice(
-                &format!("{name}-1"),
-                &[&backend.replace("}}", &hint(1)), &other.replace("}}", &hint(2))],
-            )
-            .replace("service-name: web", &format!("service-name: {name}"))
-            .replace("{name: http, port", "{port")
-        }
-        7.. if dice.roll(4) > 0 => {
-            let name = format!("p{part}");
-            let labels = format!(
-                "{{name: {name}, labels: {{app: {app}}}, annotations: {{overlane.io/weight: '{}'}}}}",
-                dice.roll(3)
-            );
-            let on = ["a", "b"][usize::from(dice.roll(2) == 0)];
-            pod(&name, on, &format!("10.244.2.{}", 3 + part))
-                .replace(&format!("{{name: {name}}}"), &labels)
-        }
-        _ => String::new(),
-    }
-}
-
-#[test]
-fn any_sequence_of_changes_ends_where_a_fresh_start_does() {
-    let rules = "egress:\n- {name: x, podSelector: {matchLabels: {app: x}}, action: none}\n";
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
-    for round in 0..20 {
-        let mut bed = Bed::new(config(rules));
-        let mut parts: Vec<String> = (0..PARTS).map(|part| random_part(part, &mut dice)).collect();
-        for step in 0..30 {
-            for _ in 0..=dice.roll(2) {
-                let part = usize::try_from(dice.roll(PARTS as u64)).unwrap();
-                parts[part] = random_part(part, &mut dice);
-            }
-            let text = parts.concat();
-            let desired = bed.show(&text);
-            assert_eq!(desired.objects, bed.afresh(), "round {round}, step {step}:\n{text}");
-        }
-    }
 }
