@@ -1,7 +1,6 @@
 //! The whole address space cut at the borders of some prefixes, each piece with a number; which
 //! piece an address is in is found by binary search.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -23,8 +22,20 @@ impl<K> Default for Intervals<K> {
     }
 }
 
-/// A prefix: first and last address.
-type Span<K> = (K, K);
+/// A prefix: first and last address, and its place in the list that it comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span<K> {
+    first: K,
+    last: K,
+    place: u32,
+}
+
+impl<K: Address> Span<K> {
+    fn new(address: K, len: u8, place: u32) -> Self {
+        let mask = K::mask(len);
+        Self { first: address.network(mask), last: address.last(mask), place }
+    }
+}
 
 impl<K: Address> Intervals<K> {
     /// The number of the piece that `address` is in.
@@ -35,43 +46,40 @@ impl<K: Address> Intervals<K> {
         self.values.get(piece).copied().unwrap_or_default()
     }
 
-    /// Pieces that differ by which of `prefixes` they are in. `number` gives each its number, from
-    /// the places in `prefixes` of those, ascending.
-    fn cut(prefixes: &[Span<K>], mut number: impl FnMut(&BTreeSet<u32>) -> u32) -> Self {
-        // Where a prefix begins, and where the first address behind it is.
-        let mut borders: Vec<(K, u32, bool)> = Vec::with_capacity(prefixes.len() * 2);
-        for (place, (first, last)) in (0_u32..).zip(prefixes) {
-            borders.push((*first, place, true));
-            borders.extend(last.next().map(|behind| (behind, place, false)));
-        }
-        borders.sort_unstable();
-        let mut starts = Vec::new();
-        let mut inside = BTreeSet::new();
-        let mut values = Vec::new();
-        let mut rest = borders.as_slice();
-        if rest.first().is_none_or(|(start, _, _)| *start != K::default()) {
-            values.push(number(&inside));
-        }
-        while let Some((start, _, _)) = rest.first().copied() {
-            while let Some(((_, place, begins), behind)) =
-                rest.split_first().filter(|((at, _, _), _)| *at == start)
-            {
-                if *begins {
-                    inside.insert(*place);
-                } else {
-                    inside.remove(place);
+    /// See [`Spaces::cut`].
+    fn cut(mut spans: Vec<Span<K>>, within: &mut impl FnMut(u32, u32) -> u32) -> Self {
+        // Prefixes are inside of each other or apart: in this order the outer ones come first. Stable,
+        // and quick where the list is sorted for the most part.
+        spans.sort_by(|a, b| a.first.cmp(&b.first).then(b.last.cmp(&a.last)));
+        let mut pieces = Pieces { starts: Vec::new(), values: vec![0] };
+        // The prefixes around the place that is looked at: where each ends, and its number.
+        let mut around: Vec<(K, u32)> = Vec::new();
+        let number = |around: &[(K, u32)]| around.last().map_or(0, |(_, number)| *number);
+        for Span { first, last, place } in spans {
+            while let Some((end, _)) = around.pop_if(|(end, _)| *end < first) {
+                if let Some(behind) = end.next() {
+                    pieces.begin(behind, number(&around));
                 }
-                rest = behind;
             }
-            let value = number(&inside);
-            if values.last() != Some(&value) {
-                if start != K::default() {
-                    starts.push(start);
-                }
-                values.push(value);
+            let inner = within(number(&around), place);
+            around.push((last, inner));
+            pieces.begin(first, inner);
+        }
+        while let Some((end, _)) = around.pop() {
+            if let Some(behind) = end.next() {
+                pieces.begin(behind, number(&around));
             }
         }
-        Self { starts: starts.into(), values: values.into() }
+        Self { starts: pieces.starts.into(), values: pieces.values.into() }
+    }
+
+    fn renumber(&self, of: &mut impl FnMut(u32) -> u32) -> Self {
+        let first = self.values.first().map_or(0, |value| of(*value));
+        let mut pieces = Pieces { starts: Vec::new(), values: vec![first] };
+        for (start, value) in self.starts.iter().zip(self.values.iter().skip(1)) {
+            pieces.begin(*start, of(*value));
+        }
+        Self { starts: pieces.starts.into(), values: pieces.values.into() }
     }
 
     /// Pieces.
@@ -93,6 +101,31 @@ impl<K: Address> Intervals<K> {
     }
 }
 
+/// Pieces in the making.
+#[derive(Debug)]
+struct Pieces<K> {
+    starts: Vec<K>,
+    values: Vec<u32>,
+}
+
+impl<K: Address> Pieces<K> {
+    /// From `start` on, which is not before the last start, it is `value`.
+    fn begin(&mut self, start: K, value: u32) {
+        if start == K::default() {
+            self.values = vec![value];
+            return;
+        }
+        if self.starts.last() == Some(&start) {
+            self.starts.pop();
+            self.values.pop();
+        }
+        if self.values.last() != Some(&value) {
+            self.starts.push(start);
+            self.values.push(value);
+        }
+    }
+}
+
 /// Pieces of both families.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Spaces {
@@ -103,39 +136,40 @@ pub struct Spaces {
 }
 
 impl Spaces {
-    /// Pieces that differ by which of `prefixes` they are in. `number` gives each its number, from
-    /// the places in `prefixes` of those, ascending; IPv4 pieces first.
-    pub fn cut(prefixes: &[IpNet], mut number: impl FnMut(&[u32]) -> u32) -> Self {
+    /// Pieces by the prefixes that they are in. What is in none has the number 0; what is in a prefix
+    /// the one that `within` says, given the number around the prefix and its place in `prefixes`.
+    /// Of equal prefixes the first is the outermost.
+    pub fn cut(prefixes: &[IpNet], mut within: impl FnMut(u32, u32) -> u32) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        let (mut places4, mut places6) = (Vec::new(), Vec::new());
         for (place, prefix) in (0_u32..).zip(prefixes) {
             match prefix {
-                IpNet::V4(net) => {
-                    v4.push(span(net.addr().to_bits(), net.prefix_len()));
-                    places4.push(place);
-                }
-                IpNet::V6(net) => {
-                    v6.push(span(net.addr().to_bits(), net.prefix_len()));
-                    places6.push(place);
-                }
+                IpNet::V4(net) => v4.push(Span::new(net.addr().to_bits(), net.prefix_len(), place)),
+                IpNet::V6(net) => v6.push(Span::new(net.addr().to_bits(), net.prefix_len(), place)),
             }
         }
-        let mut list = Vec::new();
-        let mut of = |places: &[u32], inside: &BTreeSet<u32>| {
-            list.clear();
-            list.extend(inside.iter().filter_map(|own| places.get(*own as usize)));
-            number(&list)
+        Self { v4: Intervals::cut(v4, &mut within), v6: Intervals::cut(v6, &mut within) }
+    }
+
+    /// Each piece has the number of the first of `prefixes` that it is in, by `number` of its place;
+    /// what is in none has 0.
+    pub fn first(prefixes: &[IpNet], number: impl Fn(u32) -> u32) -> Self {
+        let outer = |around: u32, place: u32| {
+            if around == 0 { place + 1 } else { around.min(place + 1) }
         };
-        Self {
-            v4: Intervals::cut(&v4, |inside| of(&places4, inside)),
-            v6: Intervals::cut(&v6, |inside| of(&places6, inside)),
-        }
+        let pieces = Self::cut(prefixes, outer);
+        pieces.renumber(|first| first.checked_sub(1).map_or(0, &number))
+    }
+
+    /// The same pieces by other numbers; neighbours that have the same number then are one.
+    #[must_use]
+    pub fn renumber(&self, mut of: impl FnMut(u32) -> u32) -> Self {
+        Self { v4: self.v4.renumber(&mut of), v6: self.v6.renumber(&mut of) }
     }
 
     /// 1 for what is in any of `prefixes`, else 0.
     #[must_use]
     pub fn union(prefixes: &[IpNet]) -> Self {
-        Self::cut(prefixes, |inside| u32::from(!inside.is_empty()))
+        Self::cut(prefixes, |_, _| 1)
     }
 
     /// The number of the piece that `address` is in.
@@ -153,11 +187,6 @@ impl Spaces {
     pub fn bytes(&self) -> usize {
         self.v4.bytes() + self.v6.bytes()
     }
-}
-
-fn span<K: Address>(address: K, len: u8) -> Span<K> {
-    let mask = K::mask(len);
-    (address.network(mask), address.last(mask))
 }
 
 #[cfg(test)]
@@ -183,11 +212,14 @@ mod tests {
             prefixes in prop::collection::vec(prefix(), 0..24),
             noise in prop::collection::vec(any::<(u32, u128)>(), 0..8),
         ) {
-            let mut lists = vec![Vec::new()];
-            let spaces = Spaces::cut(&prefixes, |inside| {
-                lists.push(inside.to_vec());
+            let mut lists: Vec<Vec<u32>> = vec![Vec::new()];
+            let spaces = Spaces::cut(&prefixes, |around, place| {
+                let mut list = lists[around as usize].clone();
+                list.push(place);
+                lists.push(list);
                 u32::try_from(lists.len() - 1).unwrap()
             });
+            let first = Spaces::first(&prefixes, |place| place / 2 + 1);
             let union = Spaces::union(&prefixes);
             let mut probes: Vec<IpAddr> = Vec::new();
             for prefix in &prefixes {
@@ -217,7 +249,11 @@ mod tests {
                     .filter(|(_, prefix)| prefix.contains(&probe))
                     .map(|(place, _)| place)
                     .collect();
-                prop_assert_eq!(&lists[spaces.get(probe) as usize], &expected, "{}", probe);
+                let mut list = lists[spaces.get(probe) as usize].clone();
+                list.sort_unstable();
+                prop_assert_eq!(&list, &expected, "{}", probe);
+                let number = expected.first().map_or(0, |place| place / 2 + 1);
+                prop_assert_eq!(first.get(probe), number, "{}", probe);
                 prop_assert_eq!(union.get(probe) == 1, !expected.is_empty(), "{}", probe);
             }
         }

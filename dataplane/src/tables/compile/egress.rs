@@ -1,6 +1,7 @@
 //! Egress rules. The tables are made anew, once for all changes of a call: the order of the rules
 //! concerns all of them. Destinations of sources for which nothing changed are taken over.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ struct Record {
     object: Egress,
     /// The number in the tables is one more: 0 is the node's action.
     place: u32,
-    /// Another for each state of the rule.
+    /// Another for each state of its destinations.
     version: u64,
 }
 
@@ -71,27 +72,36 @@ impl Rules {
     }
 
     fn insert(&mut self, object: Egress) {
-        self.remove(&object.name.clone());
-        let place = self.names.claim(&object.name);
-        self.version += 1;
+        let old = self.take(&object.name);
+        let same = old.as_ref().filter(|old| old.object.destinations == object.destinations);
+        let version = same.map_or(self.version + 1, |old| old.version);
+        self.version = self.version.max(version);
+        let place = old.map_or_else(|| self.names.claim(&object.name), |old| old.place);
         self.sources += object.sources.len();
         self.destinations += object.destinations.len();
         self.gateways += usize::from(is_gateway(&object.action));
         self.order.insert((object.order, object.name.clone()), place);
-        let version = self.version;
         self.records.insert(object.name.clone(), Record { object, place, version });
-        self.stale = true;
     }
 
     fn remove(&mut self, name: &str) -> bool {
-        let Some(Record { object, place, .. }) = self.records.remove(name) else { return false };
-        self.order.remove(&(object.order, object.name));
-        self.names.release(place);
+        let record = self.take(name);
+        if let Some(record) = &record {
+            self.names.release(record.place);
+        }
+        record.is_some()
+    }
+
+    /// Takes a rule out; its place stays its own.
+    fn take(&mut self, name: &str) -> Option<Record> {
+        self.stale = true;
+        let record = self.records.remove(name)?;
+        let object = &record.object;
+        self.order.remove(&(object.order, object.name.clone()));
         self.sources -= object.sources.len();
         self.destinations -= object.destinations.len();
         self.gateways -= usize::from(is_gateway(&object.action));
-        self.stale = true;
-        true
+        Some(record)
     }
 
     /// Records in the order in which they are asked.
@@ -103,22 +113,43 @@ impl Rules {
     fn classify(&self) -> (Spaces, Vec<Class>) {
         let mut prefixes = Vec::new();
         let mut owners = Vec::new();
-        for record in self.ordered() {
+        let mut rules = Vec::new();
+        for (rank, record) in (0_u32..).zip(self.ordered()) {
             let sources = or_everything(&record.object.sources);
-            owners.resize(owners.len() + sources.len(), (record.place, record.version));
-            prefixes.extend(sources);
+            owners.resize(owners.len() + sources.len(), rank);
+            prefixes.extend_from_slice(&sources);
+            rules.push((record.place, record.version));
         }
+        // What a source is in, as a list: the innermost, and the number of the list around it.
+        let mut around = vec![(0, 0)];
+        let mut known: HashMap<(u32, u32), u32> = HashMap::new();
+        let sources = Spaces::cut(&prefixes, |outer, place| {
+            let rank = owners.get(place as usize).copied().unwrap_or_default();
+            *known.entry((outer, rank)).or_insert_with(|| {
+                around.push((outer, rank));
+                u32::try_from(around.len() - 1).unwrap_or(0)
+            })
+        });
+        // Many lists are of no piece, being inside of equal prefixes, and many are of equal rules.
         let mut classes = vec![Class::new()];
         let mut numbers = HashMap::from([(Class::new(), 0)]);
-        let sources = Spaces::cut(&prefixes, |inside| {
-            let rules = inside.iter().filter_map(|place| owners.get(*place as usize));
-            let mut class: Class = rules.copied().collect();
-            // Sources of one rule stand side by side.
-            class.dedup();
-            let next = u32::try_from(classes.len()).unwrap_or(u32::MAX);
-            *numbers.entry(class).or_insert_with_key(|class| {
-                classes.push(class.clone());
-                next
+        let mut found = HashMap::from([(0, 0)]);
+        let sources = sources.renumber(|list| {
+            *found.entry(list).or_insert_with(|| {
+                let mut ranks = Vec::new();
+                let mut at = list;
+                while let Some((outer, rank)) = around.get(at as usize).filter(|_| at != 0) {
+                    ranks.push(*rank);
+                    at = *outer;
+                }
+                ranks.sort_unstable();
+                ranks.dedup();
+                let class = ranks.iter().filter_map(|rank| rules.get(*rank as usize)).copied();
+                let next = u32::try_from(classes.len()).unwrap_or(u32::MAX);
+                *numbers.entry(class.collect()).or_insert_with_key(|class: &Class| {
+                    classes.push(class.clone());
+                    next
+                })
             })
         });
         (sources, classes)
@@ -133,15 +164,13 @@ impl Rules {
             let Some(record) = rule else { continue };
             let destinations = or_everything(&record.object.destinations);
             numbers.resize(numbers.len() + destinations.len(), record.place + 1);
-            prefixes.extend(destinations);
+            prefixes.extend_from_slice(&destinations);
             if record.object.destinations.is_empty() {
                 // No later rule is asked.
                 break;
             }
         }
-        Spaces::cut(&prefixes, |inside| {
-            inside.first().and_then(|place| numbers.get(*place as usize)).copied().unwrap_or(0)
-        })
+        Spaces::first(&prefixes, |place| numbers.get(place as usize).copied().unwrap_or_default())
     }
 
     /// Makes the classes, with what is still right of the former ones.
@@ -174,8 +203,8 @@ const fn is_gateway(action: &EgressAction) -> bool {
     matches!(action, EgressAction::Gateway { .. })
 }
 
-fn or_everything(prefixes: &[IpNet]) -> Vec<IpNet> {
-    if prefixes.is_empty() { everything().to_vec() } else { prefixes.to_vec() }
+fn or_everything(prefixes: &[IpNet]) -> Cow<'_, [IpNet]> {
+    if prefixes.is_empty() { everything().to_vec().into() } else { prefixes.into() }
 }
 
 /// What is wrong with an action: what, and what to do.
