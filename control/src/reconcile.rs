@@ -11,6 +11,7 @@
 //! The dataplane is asked what it has whenever it is met anew, and again every ten seconds. Only
 //! what differs is sent; where nothing differs, nothing is.
 
+mod batch;
 mod order;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use overlane_api::client::{Client, ClientError};
-use overlane_api::protocol::{ApiError, ErrorCode, MAX_CHANGES, Op, Reply};
+use overlane_api::protocol::{ApiError, ErrorCode, MAX_REQUEST_BYTES, Op, Reply};
 use overlane_api::{Change, Object, ObjectKey};
 
 use crate::status::{Connection, ControlStatus, Counts, Refused};
@@ -36,7 +37,7 @@ const COMPARE_EVERY: Duration = Duration::from_secs(10);
 /// Comparing takes at most this part of the time: one in so many.
 const COMPARE_SHARE: u32 = 200;
 /// Longest wait for one answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a push is repeated for what was refused while other changes came through: an
 /// address may only be free once its old owner has let go.
 const MAX_PASSES: usize = 3;
@@ -250,7 +251,7 @@ impl Reconciler {
             }
             let (count, before) = (changes.len(), self.rejected.len());
             self.warnings.clear();
-            for batch in changes.chunks(MAX_CHANGES) {
+            for batch in batch::batches(&changes) {
                 self.apply(batch)?;
                 if self.node_is_missing() {
                     return Ok(());
@@ -265,7 +266,7 @@ impl Reconciler {
         }
         // Ends with the refusals of one more pass on record.
         let changes = self.difference();
-        for batch in changes.chunks(MAX_CHANGES) {
+        for batch in batch::batches(&changes) {
             self.apply(batch)?;
         }
         Ok(())
@@ -328,6 +329,14 @@ impl Reconciler {
 
     /// Applies a batch; when it is refused, its halves, so that what is wrong stands alone.
     fn apply(&mut self, changes: &[Change]) -> Result<(), ClientError> {
+        if let [change] = changes
+            && batch::is_too_large(change)
+        {
+            let text = format!("it has more than {MAX_REQUEST_BYTES} bytes");
+            let error = ApiError::new(ErrorCode::Refused, text).hint("make several of it");
+            self.note_rejected(change, error);
+            return Ok(());
+        }
         let Link::Up { client, .. } = &mut self.link else { return Ok(()) };
         match client.call(Op::Apply { changes: changes.to_vec() }) {
             Ok(Reply::Applied { warnings, .. }) => {
@@ -382,7 +391,7 @@ impl Reconciler {
             }
             Change::Remove(key) => (key.clone(), 0),
         };
-        tracing::error!("the dataplane refused {key}: {error}");
+        tracing::error!("refused: {key}: {error}");
         self.rejected.insert(key, Rejection { digest, error });
     }
 
