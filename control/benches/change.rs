@@ -84,6 +84,29 @@ fn answer_all(mut stream: UnixStream) {
     }
 }
 
+/// The same cluster in a single file: what it costs to find the one document that has changed.
+fn one_file(count: usize) {
+    let root = tempfile::tempdir().unwrap();
+    let text: String =
+        (0..count).map(|number| service(number) + &slice(number, ENDPOINTS) + "---\n").collect();
+    let place = root.path().join("all.yaml");
+    std::fs::write(&place, &text).unwrap();
+    let mut source = Directory::new(root.path());
+    source.wait(Duration::ZERO).unwrap();
+    let mut times = Vec::new();
+    for round in 0..ROUNDS / 10 {
+        let (old, new) = (slice(round, ENDPOINTS), slice(round, round % ENDPOINTS));
+        let aside = root.path().join(".aside");
+        std::fs::write(&aside, text.replace(&old, &new)).unwrap();
+        while source.wait(Duration::from_millis(1)).is_some() {}
+        let start = Instant::now();
+        std::fs::rename(&aside, &place).unwrap();
+        while source.wait(Duration::from_secs(1)).is_none() {}
+        times.push(start.elapsed());
+    }
+    report("from one file of everything until its change is known", times);
+}
+
 /// The same cluster without slices: what one pod costs that becomes unready.
 fn pods(count: usize) {
     let text = "kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.244.0.0/14}\n\
@@ -173,6 +196,7 @@ fn main() {
     );
     one_by_one(count, &manifests, &mut source, &mut compiler, &mut reconciler);
     pods(count);
+    one_file(count);
 }
 
 fn one_by_one(

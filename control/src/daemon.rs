@@ -187,24 +187,30 @@ impl Keeper {
 
     /// Takes over what the source has to say.
     fn take(&mut self, update: Update) {
-        let before = self.compiler.account().clone();
+        let before = self.compiler.revision();
         let changed = self.compiler.take(update);
-        let account = self.compiler.account();
-        if *account != before {
-            let known: BTreeSet<&Problem> = before.problems.iter().collect();
-            for problem in account.problems.iter().filter(|now| !known.contains(now)) {
-                tracing::error!("{problem}");
-            }
-            for note in account.pending.iter().chain(&account.notes) {
-                tracing::debug!("{note}");
-            }
-            let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-            status.problems.clone_from(&account.problems);
-            status.pending.clone_from(&account.pending);
-            status.notes.clone_from(&account.notes);
+        if self.compiler.revision() != before {
+            self.tell();
         }
         self.health.set(self.compiler.health());
-        self.reconciler.want(self.compiler.objects(), &changed, account.incomplete);
+        let incomplete = self.compiler.account().incomplete;
+        self.reconciler.want(self.compiler.objects(), &changed, incomplete);
+    }
+
+    /// Logs what is new, and shows all of it.
+    fn tell(&self) {
+        let account = self.compiler.account();
+        let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let known: BTreeSet<&Problem> = status.problems.iter().collect();
+        for problem in account.problems.iter().filter(|now| !known.contains(now)) {
+            tracing::error!("{problem}");
+        }
+        for note in account.pending.iter().chain(&account.notes) {
+            tracing::debug!("{note}");
+        }
+        status.problems.clone_from(&account.problems);
+        status.pending.clone_from(&account.pending);
+        status.notes.clone_from(&account.notes);
     }
 
     /// Addresses of interfaces come and go without a word.

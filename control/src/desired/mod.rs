@@ -133,6 +133,8 @@ pub struct Compiler {
     services: Services,
     rules: Rules,
     account: Account,
+    /// Moves when the account does.
+    revision: u64,
     /// Nothing was taken yet.
     is_new: bool,
 }
@@ -158,6 +160,7 @@ impl Compiler {
             placement: Placement::default(),
             services: Services::default(),
             account: Account::default(),
+            revision: 0,
             is_new: true,
         }
     }
@@ -234,6 +237,12 @@ impl Compiler {
         &self.account
     }
 
+    /// Moves whenever [`Self::account`] says something else.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// The services whose local endpoints a load balancer asks for, by `namespace/name`.
     #[must_use]
     pub const fn health(&self) -> &BTreeMap<String, Health> {
@@ -252,7 +261,10 @@ impl Compiler {
             account.pending.extend(remark.pending.iter().cloned());
             account.notes.extend(remark.notes.iter().cloned());
         }
-        self.account = account;
+        if self.account != account {
+            self.account = account;
+            self.revision += 1;
+        }
     }
 }
 

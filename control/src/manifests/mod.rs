@@ -1,6 +1,7 @@
 //! Kubernetes manifests as written, one file per kind, translated to what [`crate::desired`]
 //! works with. Kubernetes words stop here.
 
+pub mod documents;
 pub mod endpoint_slice;
 pub mod namespace;
 pub mod node;
@@ -189,6 +190,14 @@ impl ReadError {
         Self { line, column, message }
     }
 
+    /// As it is in a text with so many lines before.
+    fn moved(mut self, lines: usize) -> Self {
+        if self.line > 0 {
+            self.line += lines;
+        }
+        self
+    }
+
     fn json(error: &serde_json::Error) -> Self {
         let text = error.to_string();
         let message = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]).to_owned();
@@ -248,8 +257,16 @@ impl<'de> Deserialize<'de> for Nothing {
 /// # Errors
 /// The first thing that is wrong, with its place. Nothing of a broken text is used.
 pub fn read(path: &Path, text: &str) -> Result<Read<Nothing>, ReadError> {
-    let json = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"));
-    let read = if json { read_json(text)? } else { read_yaml(text)? };
+    let read = if is_json(path) { read_json(text)? } else { read_yaml(text)? };
+    refuse_doubles(&read)?;
+    Ok(read)
+}
+
+fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"))
+}
+
+fn refuse_doubles(read: &Read<Nothing>) -> Result<(), ReadError> {
     let mut seen = BTreeSet::new();
     for manifest in &read.manifests {
         if !seen.insert(manifest.key()) {
@@ -257,7 +274,7 @@ pub fn read(path: &Path, text: &str) -> Result<Read<Nothing>, ReadError> {
             return Err(ReadError::plain(format!("{key} is in this file twice: remove one")));
         }
     }
-    Ok(read)
+    Ok(())
 }
 
 /// Reads YAML documents: those with a `kind` are manifests, the others are `T`.

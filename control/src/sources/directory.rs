@@ -13,7 +13,8 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use overlane_api::object::Fnv;
 
 use super::{Placed, Problem, Source, Update};
-use crate::manifests::{self, Manifest, ManifestKey};
+use crate::manifests::documents::Documents;
+use crate::manifests::{Manifest, ManifestKey};
 
 /// How long the directory must be quiet before it is read.
 const QUIET: Duration = Duration::from_millis(50);
@@ -46,6 +47,7 @@ struct File {
     text_hash: Option<u64>,
     /// From the last text that could be read; absent: there was none.
     good: Option<Vec<Manifest>>,
+    documents: Documents,
     notes: Vec<String>,
     problem: Option<Problem>,
 }
@@ -180,7 +182,8 @@ impl Directory {
         }
         let good = self.files.get_mut(&path).and_then(|file| file.good.take());
         let before: Option<Vec<Manifest>> = good.clone();
-        let file = File::read(&path, text, good);
+        let documents = self.files.get_mut(&path).map(|file| std::mem::take(&mut file.documents));
+        let file = File::read(&path, text, good, documents.unwrap_or_default());
         if let Some(known) = self.files.get_mut(&path) {
             known.good = before;
         }
@@ -393,7 +396,12 @@ impl File {
         self.good.is_none() || self.problem.is_some() || !self.notes.is_empty()
     }
 
-    fn read(path: &Path, text: Result<String, String>, good: Option<Vec<Manifest>>) -> Self {
+    fn read(
+        path: &Path,
+        text: Result<String, String>,
+        good: Option<Vec<Manifest>>,
+        mut documents: Documents,
+    ) -> Self {
         let stays = if good.is_some() {
             "the objects it held before stay in force"
         } else {
@@ -401,13 +409,14 @@ impl File {
         };
         let place = path.display().to_string();
         let read = match text {
-            Ok(text) => manifests::read(path, &text).map_err(|error| match error.line {
+            Ok(text) => documents.read(path, &text).map_err(|error| match error.line {
                 0 => (place.clone(), error.message),
                 line => (format!("{place}:{line}:{}", error.column), error.message),
             }),
             Err(message) => Err((place.clone(), message)),
         };
-        let empty = Self { stamp: None, text_hash: None, good, notes: Vec::new(), problem: None };
+        let (notes, problem) = (Vec::new(), None);
+        let empty = Self { stamp: None, text_hash: None, good, documents, notes, problem };
         match read {
             Ok(read) => {
                 let notes = read.notes().map(|note| format!("{place}: {note}")).collect();
