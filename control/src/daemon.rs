@@ -220,7 +220,11 @@ impl Keeper {
             return;
         }
         self.next_look = now + LOOK_AT_HOST;
+        let before = self.compiler.revision();
         let changed = self.compiler.set_addresses(interface_addresses());
+        if self.compiler.revision() != before {
+            self.tell();
+        }
         if !changed.is_empty() {
             let incomplete = self.compiler.account().incomplete;
             self.reconciler.want(self.compiler.objects(), &changed, incomplete);
