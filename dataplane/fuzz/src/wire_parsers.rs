@@ -7,7 +7,7 @@ use overlane_dataplane::wire::icmpv6::{self, Icmpv6, Neighbor};
 use overlane_dataplane::wire::ipv4::{self, Ipv4};
 use overlane_dataplane::wire::ipv6::{self, Ipv6};
 use overlane_dataplane::wire::{
-    arp::Arp, icmpv4::Icmpv4, tcp, tcp::Tcp, udp, udp::Udp, vxlan, vxlan::Vxlan,
+    arp::Arp, icmpv4::Icmpv4, sctp, sctp::Sctp, tcp, tcp::Tcp, udp, udp::Udp, vxlan, vxlan::Vxlan,
 };
 
 /// Gives `bytes` to every parser, and the payload of the link and network layer on to the next. What a
@@ -105,6 +105,13 @@ fn change_ipv6(ip: Ipv6<'_>) {
 }
 
 fn transport(bytes: &[u8]) {
+    if let Ok(view) = Sctp::parse(bytes) {
+        assert_eq!(view.payload().len() + sctp::HEADER_LEN, bytes.len());
+        if let Some(first) = view.first_chunk() {
+            assert!(usize::from(first.length) <= view.payload().len());
+        }
+        change_sctp(view, bytes);
+    }
     if let Ok(udp) = Udp::parse(bytes) {
         assert_eq!(udp.datagram().len(), usize::from(udp.length()));
         assert_eq!(udp.payload().len() + udp::HEADER_LEN, udp.datagram().len());
@@ -142,4 +149,18 @@ fn complete(segment: &[u8], offset: usize) {
     let mut computed = segment.to_vec();
     assert!(checksum::compute(&mut computed, offset, pseudo));
     assert_eq!(finished, computed);
+}
+
+/// A packet whose checksum was right has a right one after its ports have changed, and the other way
+/// round.
+fn change_sctp(view: Sctp<'_>, bytes: &[u8]) {
+    let Ok(length) = u16::try_from(bytes.len()) else { return };
+    let (old, new) = ((view.source_port(), view.destination_port()), (4660, 22136));
+    let mut packet = bytes.to_vec();
+    let mut header = sctp::SctpMut::new(&mut packet).expect("it was parsed");
+    header.set_source_port(new.0);
+    header.set_destination_port(new.1);
+    header.adjust_checksum(sctp::ports_difference(old, new), length);
+    let after = Sctp::parse(&packet).expect("it was parsed");
+    assert_eq!(after.verify_checksum(), view.verify_checksum());
 }

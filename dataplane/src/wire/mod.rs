@@ -11,6 +11,7 @@
 
 pub mod arp;
 pub mod checksum;
+pub mod crc32c;
 pub mod ecn;
 pub mod ethernet;
 pub mod geneve;
@@ -19,6 +20,7 @@ pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
 pub mod peek;
+pub mod sctp;
 pub mod simple;
 pub mod tcp;
 pub mod udp;
@@ -48,6 +50,8 @@ pub mod protocol {
     pub const NO_NEXT_HEADER: u8 = 59;
     /// IPv6 destination options (RFC 8200 section 4.6).
     pub const DESTINATION_OPTIONS: u8 = 60;
+    /// SCTP (RFC 9260).
+    pub const SCTP: u8 = 132;
 }
 
 /// The header that a [`ParseError`] is about.
@@ -67,6 +71,8 @@ pub enum Header {
     Udp,
     /// TCP.
     Tcp,
+    /// SCTP.
+    Sctp,
     /// ICMP for IPv4.
     Icmpv4,
     /// ICMP for IPv6.
@@ -89,6 +95,7 @@ impl fmt::Display for Header {
             Self::Ipv6Extension => "IPv6 extension header",
             Self::Udp => "UDP header",
             Self::Tcp => "TCP header",
+            Self::Sctp => "SCTP header",
             Self::Icmpv4 => "ICMPv4 message",
             Self::Icmpv6 => "ICMPv6 message",
             Self::NeighborOption => "neighbour discovery option",
