@@ -127,6 +127,9 @@ impl Directory {
     fn scan_only(&mut self, paths: BTreeSet<PathBuf>) -> bool {
         let mut changed = false;
         for path in paths {
+            // The watcher speaks of absolute paths.
+            let Some(name) = path.file_name() else { continue };
+            let path = self.path.join(name);
             // Of one that is gone by now, there will be a sign.
             if path.is_file() {
                 changed |= self.refresh(path);

@@ -178,3 +178,22 @@ fn stamp_is_settled_once_the_clock_has_moved_on() {
     assert!(!stamp(0).is_settled());
     assert!(!stamp(-3600).is_settled(), "written in the future");
 }
+
+#[test]
+fn relative_path_names_the_same_files() {
+    let mut bed = bed();
+    let here = std::env::current_dir().unwrap();
+    let root: PathBuf = here.ancestors().skip(1).map(|_| "..").collect();
+    let relative = root.join(bed.directory.path().strip_prefix("/").unwrap());
+    bed.source = Directory::new(&relative);
+    bed.write("x.yaml", &pod("x", "10.244.1.10"));
+    assert!(bed.wait().problems.is_empty());
+    let start = Instant::now();
+    for last in 11..14 {
+        let address = format!("10.244.1.{last}");
+        bed.write("x.yaml", &pod("x", &address));
+        let view = bed.wait();
+        assert_eq!((Bed::address(&view, "x").unwrap(), view.problems), (address, vec![]));
+    }
+    assert!(start.elapsed() < RESCAN, "{:?}", start.elapsed());
+}
