@@ -22,12 +22,13 @@
 //! | [`index`] | from a key's hash to its half |
 //! | [`table`] | the table: find, insert, remove, list |
 //! | [`tcp_state`] | state, from what both directions have shown |
+//! | [`flows`] | the tables of both families, and what goes with them |
 //! | [`timeouts`], [`expiry`] | when a flow is forgotten; who makes room in a full table |
-//! | [`ports`], [`blocks`] | external ports of source NAT, and which worker owns which |
+//! | [`ports`] | external ports of source NAT; which worker owns which is in `packet/blocks.rs` |
 //! | [`fragments`] | ports of fragmented datagrams |
 
-pub mod blocks;
 pub mod expiry;
+pub mod flows;
 pub mod fragments;
 pub mod half;
 pub mod index;
@@ -64,6 +65,23 @@ impl HalfId {
     #[must_use]
     pub const fn new(flow: FlowId, direction: Direction) -> Self {
         Self(flow.0 << 1 | direction as u32)
+    }
+
+    /// As a number other than 0, to be kept where 0 says "none".
+    #[inline]
+    #[must_use]
+    pub const fn to_number(self) -> u32 {
+        self.0 + 1
+    }
+
+    /// Read back; none for 0.
+    #[inline]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number.checked_sub(1) {
+            Some(half) => Some(Self(half)),
+            None => None,
+        }
     }
 
     /// The flow it is a half of.

@@ -8,6 +8,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use overlane_api::WorkerId;
 
 use super::settings::{Polling, Settings};
+use crate::flow::flows::Flows;
 use crate::io::af_xdp::{AfXdpPort, Umem};
 use crate::packet::meta::Origin;
 use crate::packet::pool::{Depot, UmemId};
@@ -39,6 +40,10 @@ pub struct Workers {
     notices: Receiver<Notice>,
 }
 
+/// Flows of each family that a worker has room for. Memory is taken as they come: 160 bytes for one of
+/// IPv4, 288 for one of IPv6.
+const FLOWS: u32 = 262_144;
+
 impl Workers {
     /// Starts the workers, each with the frames of `umems`: one for all, or one for each.
     ///
@@ -65,6 +70,7 @@ impl Workers {
                 tables: publisher.subscribe(usize::from(number)),
                 depots: umems.iter().map(|umem| umem.depot().clone()).collect(),
                 own_umem: if umems.len() > 1 { UmemId(number) } else { UmemId(0) },
+                flows: Flows::new(WorkerId(number), FLOWS).map_err(std::io::Error::other)?,
                 lanes,
                 published: published.clone(),
                 commands: receiver,

@@ -110,6 +110,40 @@ drop_reasons! {
         "The peer's tables are old: look at overlane-control there.";
     NoRoute "no_route" "No endpoint, peer or route has the destination."
         "Look for the pod in the manifests; check that the address exists.";
+    TcpBadFlags "tcp_bad_flags" "A TCP packet with flags that no connection has."
+        "A port scan does this; else look at the sender.";
+    ServiceUnassigned "service_unassigned" "An address of the service range that no service has."
+        "Look at the client's configuration: the service was deleted, perhaps.";
+    ServiceUnknownPort "service_unknown_port" "The service has no such port; the client was told."
+        "Look at overlane service list for the ports it has.";
+    ServiceNoBackend "service_no_backend" "The service has no endpoints; the client was told."
+        "Look at overlane service list, and why its pods are not ready.";
+    ServiceNoLocalBackend "service_no_local_backend" "The service has endpoints, but none where its traffic policy lets this packet go."
+        "Run a backend on this node, or set the policy to Cluster.";
+    ServiceSourceRange "service_source_range" "The client is not in the service's loadBalancerSourceRanges."
+        "Add it there if it should be.";
+    ServiceProtocol "service_protocol" "To a service's address, neither TCP, UDP, SCTP nor a ping."
+        "Services forward TCP, UDP and SCTP only.";
+    FlowUnknown "flow_unknown" "In the middle of a connection that this node knows nothing of."
+        "None, after a restart or a long silence: the client connects again.";
+    FlowTableFull "flow_table_full" "No room for another flow, and none that may be forgotten."
+        "Raise flowCapacity, or look for a flood in overlane flow list.";
+    FlowAmbiguous "flow_ambiguous" "Its answers could not be told from those of other flows."
+        "Use more source ports at the client.";
+    FragmentNotTranslated "fragment_not_translated" "A later fragment of a packet whose addresses are translated."
+        "Lower the sender's packet size below the pods' MTU.";
+    EgressDenied "egress_denied" "An egress rule denies the destination."
+        "Look at the egress rules of the node's configuration.";
+    EgressNoAddress "egress_no_address" "The node has no address of the packet's family to leave with."
+        "Give the node one, or a gateway.";
+    EgressGatewayElsewhere "egress_gateway_elsewhere" "The addresses of the pod's NAT gateway are not at this node."
+        "Name this node among the gateway's nodes.";
+    EgressProtocol "egress_protocol" "Neither TCP, UDP nor a ping: its source cannot be translated."
+        "Exempt the destination by nonMasqueradeCIDRs if it can answer pods.";
+    SnatUnsolicited "snat_unsolicited" "To a port that pods' connections leave with, but no answer to any of them."
+        "None: scans do this, and answers that come after their connection was forgotten.";
+    SnatPortsExhausted "snat_ports_exhausted" "Every source port towards that destination is in use."
+        "Look at overlane nat usage; add addresses to the gateway.";
     EndpointNotReady "endpoint_not_ready" "The destination pod's interface is not attached yet."
         "Look at overlane endpoint list.";
     TtlExpired "ttl_expired" "TTL or hop limit ran out here."

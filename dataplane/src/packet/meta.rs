@@ -140,7 +140,11 @@ pub struct Meta {
     /// Offset of the upper-layer header from the IP header, bytes; 0 for a fragment that has
     /// none. `ingress/parse`.
     pub l4: u16,
-    /// Destination port of TCP and UDP, host order; else 0. `ingress/parse`.
+    /// Source port of TCP, UDP and SCTP, host order; identifier of an ICMP echo request; else 0.
+    /// `ingress/parse`.
+    pub source_port: u16,
+    /// Destination port of TCP, UDP and SCTP, host order; identifier of an ICMP echo reply; else
+    /// 0. `ingress/parse`.
     pub destination_port: u16,
     /// Family. `ingress/parse`.
     pub kind: Kind,
@@ -158,6 +162,14 @@ pub struct Meta {
     pub is_fragment: bool,
     /// May the packet's TTL still be lowered here? Not for packets made here.
     pub forwarded: bool,
+    /// Its direction of a flow of this worker's, by number; 0: of none. `lookup/conntrack`,
+    /// `resolve/install`.
+    pub flow: u32,
+    /// Is it to an address and port that flows of this worker leave with? `ingress/decap`.
+    pub is_answer: bool,
+    /// Were its addresses translated here? Then nothing more is decided about them.
+    /// `transmit/rewrite`.
+    pub translated: bool,
     /// Index of the peer that sent it, plus 1; 0: none, or still to be found by `outer_source`.
     /// `ingress/decap`, `ingress/peer_check`.
     pub peer: u32,
@@ -181,6 +193,7 @@ impl Meta {
             port,
             ip_len: 0,
             l4: 0,
+            source_port: 0,
             destination_port: 0,
             kind: Kind::Ipv4,
             origin,
@@ -190,6 +203,9 @@ impl Meta {
             dont_fragment: false,
             is_fragment: false,
             forwarded: true,
+            flow: 0,
+            is_answer: false,
+            translated: false,
             peer: 0,
             outer_source: 0,
             tunnel: Mode::Native,

@@ -1,5 +1,6 @@
 //! L1: what one packet is while it is inside: its frame, what is known about it, its verdict.
 
+pub mod blocks;
 pub mod drop;
 pub mod flow_key;
 pub mod frame;

@@ -3,23 +3,26 @@
 //!
 //! ```text
 //! pod, host  parse, source check ----------------\
-//! uplink     parse -> decap -> parse -> peer check -> route -> hop, transmit -> (verdict)
+//! uplink     parse -> decap -> parse -> peer check -> route -> flow, or what opens one -> hop, transmit
 //! handed over, held, made here ------------------------^
 //! ```
 //! A step is a plain function on one packet; a phase runs it over the vector, asking for the
-//! memory that the next one will touch. A step never touches a socket or a clock. Connections
-//! (`lookup/`, and the rest of `resolve/`) come between the checks and the route.
+//! memory that the next one will touch. A step never touches a socket or a clock. Routes come first:
+//! they say which packets can be of a flow at all; the others pay nothing for flows.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "offsets and lengths inside of a frame are below 65,536, and halves of a product are meant"
 )]
 
 pub mod ingress;
+pub mod keys;
+pub mod lookup;
 pub mod resolve;
 pub mod transmit;
 
 use overlane_api::WorkerId;
 
+use crate::flow::flows::Flows;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Meta, Origin, Target};
@@ -41,6 +44,8 @@ pub struct Context<'a> {
     pub pool: &'a mut FramePool,
     /// Packets made here: ICMP errors and fragments. Their turn comes after this vector.
     pub made: &'a mut Vector,
+    /// This worker's flows.
+    pub flows: &'a mut Flows,
     /// Limits ICMP errors.
     pub icmp_limit: &'a mut transmit::icmp_error::RateLimit,
     /// What the slow thread should know.
@@ -68,6 +73,7 @@ pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
     ingress::from_inside(vector, cx);
     answer_link_messages(vector, cx);
     resolve::route::phase(vector, cx);
+    connections(vector, cx);
     forward(vector, cx);
 }
 
@@ -77,6 +83,7 @@ pub fn from_uplink(vector: &mut Vector, cx: &mut Context<'_>) {
     answer_link_messages(vector, cx);
     ingress::peer_check::phase(vector, cx);
     resolve::route::phase(vector, cx);
+    connections(vector, cx);
     forward(vector, cx);
 }
 
@@ -90,6 +97,7 @@ fn answer_link_messages(vector: &mut Vector, cx: &mut Context<'_>) {
 /// A vector whose packets were routed before: handed over by another worker.
 pub fn from_worker(vector: &mut Vector, cx: &mut Context<'_>) {
     resolve::route::confirm(vector, cx);
+    connections(vector, cx);
     forward(vector, cx);
 }
 
@@ -97,6 +105,13 @@ pub fn from_worker(vector: &mut Vector, cx: &mut Context<'_>) {
 pub fn from_here(vector: &mut Vector, cx: &mut Context<'_>) {
     resolve::route::phase(vector, cx);
     forward(vector, cx);
+}
+
+/// Finds the flows of the packets that may have one, and opens those of first packets.
+fn connections(vector: &mut Vector, cx: &mut Context<'_>) {
+    if lookup::conntrack::phase(vector, cx) {
+        resolve::connect::phase(vector, cx);
+    }
 }
 
 /// Gives every undecided packet its way out; then does what the others' verdicts ask for.
@@ -139,21 +154,31 @@ fn way_out(
         Target::Peer(index) => {
             let peer = tables.peers.get(index).ok_or(NO_ROUTE)?;
             resolve::hop::to_underlay(meta, peer.mtu, tables)?;
+            transmit::rewrite::step(frame, meta, cx.flows);
             Ok(transmit::encap::step(frame, meta, peer, uplink))
         }
         Target::Endpoint(index) => {
             let endpoint = tables.endpoints.get(index).ok_or(NO_ROUTE)?;
             resolve::hop::to_endpoint(meta, endpoint.mtu)?;
+            transmit::rewrite::step(frame, meta, cx.flows);
             Ok(transmit::deliver::to_endpoint(frame, meta, endpoint, cx))
         }
         Target::Underlay(index) => {
             resolve::hop::to_underlay(meta, tables.node.underlay_mtu, tables)?;
+            transmit::rewrite::step(frame, meta, cx.flows);
             Ok(transmit::deliver::to_next_hop(frame, meta, index, uplink, cx))
         }
         _ if meta.origin == Origin::Uplink => Err(tables.node.host_verdict()),
-        Target::Host => Ok(transmit::deliver::to_host(cx)),
+        Target::Host => {
+            transmit::rewrite::step(frame, meta, cx.flows);
+            Ok(transmit::deliver::to_host(cx))
+        }
         Target::Gateway => Ok(transmit::echo::step(frame, meta, cx)),
-        Target::UnderlayUnknown => Err(resolve::hop::to_unknown(frame, meta, cx)),
+        Target::UnderlayUnknown => {
+            // It waits as what it will leave as: its flow may be gone by then.
+            transmit::rewrite::step(frame, meta, cx.flows);
+            Err(resolve::hop::to_unknown(frame, meta, cx))
+        }
         Target::None | Target::Service(_) => Err(NO_ROUTE),
     }
 }

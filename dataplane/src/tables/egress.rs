@@ -197,6 +197,13 @@ impl EgressTables {
         own.chain(pools.flat_map(|pool| pool.addresses.iter().copied()))
     }
 
+    /// Is there any rule besides the node's own action?
+    #[inline]
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        self.actions.len() > 1
+    }
+
     /// Classes of sources.
     #[must_use]
     pub fn classes(&self) -> usize {

@@ -4,6 +4,7 @@
 pub mod compile;
 pub mod egress;
 pub mod endpoints;
+pub mod external;
 pub mod hash;
 pub mod intervals;
 pub mod maglev;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use self::egress::EgressTables;
 use self::endpoints::{EndpointEntry, PortEntry};
+use self::external::External;
 use self::hash::Map;
 use self::node::NodeEntry;
 use self::paged::Paged;
@@ -51,6 +53,8 @@ pub struct Snapshot {
     pub services: ServiceTables,
     /// How flows leave the cluster.
     pub egress: Arc<EgressTables>,
+    /// Addresses that flows leave with.
+    pub external: Arc<External>,
 }
 
 impl Snapshot {

@@ -8,6 +8,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use overlane_api::protocol::ApiError;
 use overlane_api::{Attachment, Change, MacAddr, Object, WorkerId};
 
+use crate::flow::flows::Flows;
 use crate::io::Port;
 use crate::io::memory::{MemoryPort, MemoryUmem, MemoryWire};
 use crate::packet::drop::DropReason;
@@ -22,6 +23,9 @@ use crate::tables::peers::Adjacency;
 use crate::tables::publish::Publisher;
 use crate::worker::handoff::Lanes;
 use crate::worker::{Command, Parts, PortView, Worker};
+
+/// Flows of each family that a worker has room for, unless said otherwise.
+const FLOWS: u32 = 16_384;
 
 /// MAC of the in-memory uplink.
 pub const UPLINK_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x0a]);
@@ -57,6 +61,14 @@ impl<P: Port> Bench<P> {
     /// # Errors
     /// The system has no file descriptor left.
     pub fn new(workers: usize, chunks: usize) -> std::io::Result<Self> {
+        Self::with_flows(workers, chunks, FLOWS)
+    }
+
+    /// As [`Bench::new`], with room for `flow_capacity` flows of each family in each worker.
+    ///
+    /// # Errors
+    /// The system has no file descriptor or memory left.
+    pub fn with_flows(workers: usize, chunks: usize, flow_capacity: u32) -> std::io::Result<Self> {
         let depot = MemoryUmem::new(UmemId(0), chunks);
         let publisher = Publisher::new(workers);
         let (notice_sender, notices) = unbounded();
@@ -70,6 +82,8 @@ impl<P: Port> Bench<P> {
                 tables: publisher.subscribe(number),
                 depots: vec![depot.clone()],
                 own_umem: UmemId(0),
+                flows: Flows::new(WorkerId(number as u8), flow_capacity)
+                    .map_err(std::io::Error::other)?,
                 lanes,
                 published: Published::new(),
                 commands: receiver,
@@ -335,6 +349,13 @@ impl MemoryNode {
         }
         all.extend(self.to_host().into_iter().map(|frame| (Place::Host, frame)));
         all
+    }
+
+    /// Flows that all workers remember.
+    #[must_use]
+    pub fn flows(&self) -> u32 {
+        let flows = self.bench.workers.iter().map(|worker| worker.flows());
+        flows.map(|flows| flows.v4.len() + flows.v6.len()).sum()
     }
 
     /// As if so much time had passed for the workers.

@@ -370,6 +370,21 @@ impl<'a> Ipv4Mut<'a> {
     }
 }
 
+/// Writes both addresses (host order), and adds `difference` to the checksum: what it changes by,
+/// see [`checksum::apply`].
+#[inline]
+pub fn translate(
+    header: &mut [u8; MIN_HEADER_LEN],
+    source: u32,
+    destination: u32,
+    difference: u16,
+) {
+    put::<SOURCE, 4, N>(header, source.to_be_bytes());
+    put::<DESTINATION, 4, N>(header, destination.to_be_bytes());
+    let checksum = checksum::apply(get_u16::<CHECKSUM, N>(header), u64::from(difference));
+    put::<CHECKSUM, 2, N>(header, checksum.to_be_bytes());
+}
+
 /// Writes `ttl`, which must be one less than what is there, and updates the checksum.
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "the carry is added before it is cut off")]

@@ -366,6 +366,13 @@ impl<'a> Ipv6Mut<'a> {
     }
 }
 
+/// Writes both addresses (host order).
+#[inline]
+pub fn translate(header: &mut [u8; HEADER_LEN], source: u128, destination: u128) {
+    put::<SOURCE, 16, HEADER_LEN>(header, source.to_be_bytes());
+    put::<DESTINATION, 16, HEADER_LEN>(header, destination.to_be_bytes());
+}
+
 /// Writes the hop limit of a header, of which `start` is the start.
 #[inline]
 pub fn set_hop_limit<const LEN: usize>(start: &mut [u8; LEN], hop_limit: u8) {

@@ -19,6 +19,7 @@ use overlane_api::WorkerId;
 use self::handoff::Lanes;
 use self::hold::Held;
 use self::maintenance::PortBlock;
+use crate::flow::flows::Flows;
 use crate::io::Port;
 use crate::packet::meta::{Meta, Origin};
 use crate::packet::pool::{Depot, FramePool, UmemId};
@@ -27,6 +28,7 @@ use crate::packet::verdict::{PortId, Verdict};
 use crate::stages::transmit::icmp_error::RateLimit;
 use crate::stages::{self, Context, Notice, Notices};
 use crate::stats::counters::{Counters, Published};
+use crate::tables::external::External;
 use crate::tables::publish::Subscription;
 
 pub use self::maintenance::{PortCounts, PortView};
@@ -82,6 +84,8 @@ pub struct Parts<P> {
     pub depots: Vec<Arc<Depot>>,
     /// The UMEM where packets made here come from: that of most of its ports.
     pub own_umem: UmemId,
+    /// What it remembers of its flows.
+    pub flows: Flows,
     /// Its ends of the lanes.
     pub lanes: Lanes,
     /// Where its counters are published.
@@ -116,6 +120,8 @@ pub struct Worker<P> {
     handed: Option<Box<Vector>>,
     made: Vector,
     held: Held,
+    /// The addresses that [`Parts::flows`] has been told of.
+    external: Option<Arc<External>>,
     notices: Notices,
     icmp_limit: RateLimit,
     link_messages: bool,
@@ -154,6 +160,7 @@ impl<P: Port> Worker<P> {
             handed: Some(Box::default()),
             made: Vector::default(),
             held: Held::default(),
+            external: None,
             notices: Notices::new(),
             icmp_limit: RateLimit::new(),
             link_messages: false,
@@ -172,8 +179,10 @@ impl<P: Port> Worker<P> {
         let elapsed = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.now_ns = elapsed.saturating_add(self.skipped_ns);
         if self.parts.tables.refresh() {
+            self.refresh_external();
             self.release_held();
         }
+        self.parts.flows.expire(Flows::tick(self.now_ns));
         let mut work = self.receive_inside();
         work += self.receive_uplink();
         work += self.receive_handed();
@@ -181,6 +190,26 @@ impl<P: Port> Worker<P> {
             self.after_work();
         }
         work
+    }
+
+    /// Takes over the addresses that flows leave with, when they have changed.
+    fn refresh_external(&mut self) {
+        let external = &self.parts.tables.snapshot().external;
+        if self.external.as_ref().is_some_and(|known| Arc::ptr_eq(known, external)) {
+            return;
+        }
+        let new = external.clone();
+        let flows = &mut self.parts.flows;
+        flows.set_timeouts(&new.timeouts, new.fin_cooldown, new.rst_cooldown);
+        for old in self.external.iter().flat_map(|known| known.addresses()) {
+            if !new.addresses().any(|address| address.address == old.address) {
+                flows.retire_address(old.address);
+            }
+        }
+        for address in new.addresses() {
+            flows.add_address(address.address, &address.ports);
+        }
+        self.external = Some(new);
     }
 
     /// Takes packets from pods and the host and sends them on.
@@ -296,6 +325,7 @@ impl<P: Port> Worker<P> {
             now_ns: self.now_ns,
             pool,
             made: &mut self.made,
+            flows: &mut self.parts.flows,
             icmp_limit: &mut self.icmp_limit,
             notices: &mut self.notices,
             link_messages: &mut self.link_messages,
@@ -342,6 +372,12 @@ impl<P: Port> Worker<P> {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// What this worker remembers of its flows.
+    #[must_use]
+    pub fn flows(&self) -> &Flows {
+        &self.parts.flows
     }
 
     /// Frames that this worker's ports and pools hold, waiting packets included.

@@ -19,6 +19,8 @@ pub enum Body {
     UdpNoSum(u16, u16, Vec<u8>),
     /// A segment.
     Tcp(u16, u16, Vec<u8>),
+    /// A segment with these flags: its sequence number is 1, its acknowledgment 1 with ACK, else 0.
+    Segment(u16, u16, u8, Vec<u8>),
     /// Echo request (false) or reply: identifier, sequence number, payload.
     Echo(bool, u16, u16, Vec<u8>),
     /// An ICMP or ICMPv6 error: type, code, the word after the checksum, what it quotes.
@@ -75,12 +77,32 @@ impl Packet {
         Self { tos, ..self }
     }
 
+    /// The same between other ends: address and port, as far as there are ports.
+    pub fn between(&self, source: (IpAddr, u16), destination: (IpAddr, u16)) -> Self {
+        let (from, to) = (source.1, destination.1);
+        let body = match self.body.clone() {
+            Body::Udp(_, _, payload) => Body::Udp(from, to, payload),
+            Body::UdpNoSum(_, _, payload) => Body::UdpNoSum(from, to, payload),
+            Body::Tcp(_, _, payload) => Body::Tcp(from, to, payload),
+            Body::Segment(_, _, flags, payload) => Body::Segment(from, to, flags, payload),
+            Body::Echo(is_reply, _, sequence, payload) => {
+                Body::Echo(is_reply, if is_reply { to } else { from }, sequence, payload)
+            }
+            other => other,
+        };
+        Self { source: source.0, destination: destination.0, body, ..self.clone() }
+    }
+
     /// The answer: addresses and ports exchanged, another payload, TTL 64.
     pub fn reply(&self, payload: &[u8]) -> Self {
         let body = match &self.body {
             Body::Udp(from, to, _) => Body::Udp(*to, *from, payload.to_vec()),
             Body::UdpNoSum(from, to, _) => Body::UdpNoSum(*to, *from, payload.to_vec()),
             Body::Tcp(from, to, _) => Body::Tcp(*to, *from, payload.to_vec()),
+            Body::Segment(from, to, flags, _) => {
+                // SYN is answered by SYN and ACK, the rest by ACK.
+                Body::Segment(*to, *from, flags & 2 | 16, payload.to_vec())
+            }
             Body::Echo(_, id, sequence, _) => Body::Echo(true, *id, *sequence, payload.to_vec()),
             other => panic!("no reply to {other:?}"),
         };
@@ -119,6 +141,11 @@ impl Packet {
             Body::Udp(from, to, payload) => {
                 let udp = UdpHeader::with_ipv4_checksum(*from, *to, &ip, payload).unwrap();
                 (IpNumber::UDP, [&udp.to_bytes()[..], payload].concat())
+            }
+            Body::Segment(from, to, flags, payload) => {
+                let mut tcp = segment(*from, *to, *flags);
+                tcp.checksum = tcp.calc_checksum_ipv4(&ip, payload).unwrap();
+                (IpNumber::TCP, [&tcp.to_bytes()[..], payload].concat())
             }
             Body::Tcp(from, to, payload) => {
                 let mut tcp = TcpHeader::new(*from, *to, 1, 1024);
@@ -167,6 +194,11 @@ impl Packet {
                 let udp = UdpHeader::with_ipv6_checksum(*from, *to, &ip, payload).unwrap();
                 (IpNumber::UDP, [&udp.to_bytes()[..], payload].concat())
             }
+            Body::Segment(from, to, flags, payload) => {
+                let mut tcp = segment(*from, *to, *flags);
+                tcp.checksum = tcp.calc_checksum_ipv6(&ip, payload).unwrap();
+                (IpNumber::TCP, [&tcp.to_bytes()[..], payload].concat())
+            }
             Body::Tcp(from, to, payload) => {
                 let mut tcp = TcpHeader::new(*from, *to, 1, 1024);
                 tcp.checksum = tcp.calc_checksum_ipv6(&ip, payload).unwrap();
@@ -211,6 +243,15 @@ impl Body {
             _ => unreachable!("built per family"),
         }
     }
+}
+
+/// A TCP header with these flags.
+fn segment(from: u16, to: u16, flags: u8) -> TcpHeader {
+    let mut tcp = TcpHeader::new(from, to, 1, 1024);
+    let has = |flag: u8| flags & flag != 0;
+    (tcp.fin, tcp.syn, tcp.rst, tcp.psh) = (has(1), has(2), has(4), has(8));
+    (tcp.ack, tcp.acknowledgment_number) = (has(16), u32::from(has(16)));
+    tcp
 }
 
 /// An Ethernet frame.

@@ -15,6 +15,7 @@ mod flat;
 mod icmp_error;
 mod model;
 mod service_tables;
+mod services;
 mod sizes;
 mod source_check;
 mod table_changes;

@@ -25,11 +25,11 @@ pub use cooldown::Ending;
 use cooldown::{Cooldown, Cooling};
 use pressure::{Bitmap, Place, Pressure, bit, next_port};
 
-use super::blocks::{BLOCKS, Block, BlockTable};
 use super::random::Random;
 use super::table::Removed;
 use super::tcp_state::FlowState;
 use super::timeouts::ticks;
+use crate::packet::blocks::{BLOCKS, Block, BlockTable};
 use crate::packet::flow_key::{Address, FlowKey};
 use crate::packet::region::RegionError;
 

@@ -12,7 +12,7 @@
 //! table clears its bit.
 
 use super::{PoolId, Remote};
-use crate::flow::blocks::{BLOCKS, Block};
+use crate::packet::blocks::{BLOCKS, Block};
 use crate::packet::flow_key::Address;
 use crate::packet::region::{Region, RegionError};
 

@@ -176,7 +176,7 @@ fn outer_v4(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
     if ip.protocol() == protocol::ICMP {
         path_mtu::from_icmpv4(payload, cx);
     }
-    Err(cx.tables.node.host_verdict())
+    own_address(frame, meta, cx)
 }
 
 #[inline]
@@ -205,7 +205,36 @@ fn outer_v6(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
         let pseudo = peek::pseudo_v6(bytes, protocol::ICMPV6, payload.len());
         path_mtu::from_icmpv6(payload, pseudo, cx);
     }
-    Err(cx.tables.node.host_verdict())
+    own_address(frame, meta, cx)
+}
+
+/// A packet to an address of this node's, and of no tunnel: an answer to a flow that left with the
+/// address, which its worker knows; or the host's.
+fn own_address(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
+    if parse_plain(frame, meta, cx.tables).is_err() || meta.l4 == 0 {
+        return Err(cx.tables.node.host_verdict());
+    }
+    let external = &cx.tables.external;
+    let owner = match meta.kind {
+        Kind::Ipv4 => external.owner_v4(meta.destination, meta.destination_port),
+        Kind::Ipv6 => {
+            let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+            external.owner_v6(peek::destination_v6(ip), meta.destination_port)
+        }
+        Kind::Arp | Kind::LinkV6 => None,
+    };
+    let Some(owner) = owner else { return Err(cx.tables.node.host_verdict()) };
+    frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
+    meta.is_answer = true;
+    if owner == cx.worker { Ok(()) } else { Err(Verdict::HandOver(owner)) }
+}
+
+fn parse_plain(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
+    let ethernet = Ethernet::parse(frame.bytes()).map_err(|_| DropReason::FrameTruncated)?;
+    match ethernet.ethertype() {
+        ethernet::ETHERTYPE_IPV4 => parse::parse_v4(ethernet.payload(), meta, tables),
+        _ => parse::parse_v6(ethernet.payload(), meta, tables),
+    }
 }
 
 fn tunnel(meta: &mut Meta, port: u16, l4: usize, ip_len: u16, tos: u8) -> Result<(), Verdict> {
@@ -220,13 +249,7 @@ fn tunnel(meta: &mut Meta, port: u16, l4: usize, ip_len: u16, tos: u8) -> Result
 /// A packet that is not in a tunnel: for a pod of ours (native and flat), or the host's.
 #[cold]
 fn plain(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
-    let ethernet =
-        Ethernet::parse(frame.bytes()).map_err(|_| Verdict::Drop(DropReason::FrameTruncated))?;
-    let parsed = match ethernet.ethertype() {
-        ethernet::ETHERTYPE_IPV4 => parse::parse_v4(ethernet.payload(), meta, cx.tables),
-        _ => parse::parse_v6(ethernet.payload(), meta, cx.tables),
-    };
-    match parsed {
+    match parse_plain(frame, meta, cx.tables) {
         Ok(()) if meta.kind == Kind::LinkV6 => {
             *cx.link_messages = true;
             Ok(())
@@ -381,7 +404,7 @@ fn parse_inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<
     if ethernet.destination().is_group() {
         return Err(DropReason::InnerMulticast);
     }
-    meta.destination_port = 0;
+    (meta.source_port, meta.destination_port) = (0, 0);
     let parsed = match ethernet.ethertype() {
         ethernet::ETHERTYPE_IPV4 => {
             tables.routes.v4.prefetch(peek::source_v4(ethernet.payload()));

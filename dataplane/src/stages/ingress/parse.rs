@@ -10,7 +10,7 @@ use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
 use crate::wire::simple::Simple;
-use crate::wire::{icmpv6, ipv4, protocol};
+use crate::wire::{icmpv4, icmpv6, ipv4, protocol};
 
 /// Parses one packet; ARP and ND are left to [`crate::stages::transmit::arp_nd`].
 #[inline(always)]
@@ -96,6 +96,7 @@ pub(super) fn parse_simple(packet: &Simple<'_>, meta: &mut Meta, tables: &Snapsh
     meta.hash = flow_hash(addresses, 0, packet.protocol(), ports, tables.node.salt);
     meta.ip_len = packet.total_len();
     meta.l4 = ipv4::MIN_HEADER_LEN as u16;
+    meta.source_port = (ports >> 16) as u16;
     meta.destination_port = ports as u16;
     meta.protocol = packet.protocol();
     meta.tos = packet.tos();
@@ -148,15 +149,32 @@ fn is_discovery(meta: &Meta, ip: &[u8]) -> bool {
             .is_some_and(|kind| (icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT).contains(kind))
 }
 
-/// The ports of TCP and UDP as one number; 0 for anything else.
+/// The ports of TCP, UDP and SCTP as one number; 0 for anything else. Writes them, or the
+/// identifier of an ICMP echo in their place, to the metadata.
 #[inline]
 fn read_ports(meta: &mut Meta, l4: &[u8]) -> u32 {
-    if !matches!(meta.protocol, protocol::TCP | protocol::UDP) {
-        return 0;
+    match meta.protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP => {
+            let Some(ports) = l4.first_chunk::<4>() else { return 0 };
+            meta.source_port = u16::from_be_bytes([ports[0], ports[1]]);
+            meta.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
+            u32::from_be_bytes(*ports)
+        }
+        protocol::ICMP | protocol::ICMPV6 => {
+            let Some(&[kind, _, _, _, high, low]) = l4.first_chunk() else { return 0 };
+            let identifier = u16::from_be_bytes([high, low]);
+            match (meta.protocol, kind) {
+                (protocol::ICMP, icmpv4::ECHO_REQUEST)
+                | (protocol::ICMPV6, icmpv6::ECHO_REQUEST) => meta.source_port = identifier,
+                (protocol::ICMP, icmpv4::ECHO_REPLY) | (protocol::ICMPV6, icmpv6::ECHO_REPLY) => {
+                    meta.destination_port = identifier;
+                }
+                _ => {}
+            }
+            0
+        }
+        _ => 0,
     }
-    let Some(ports) = l4.first_chunk::<4>() else { return 0 };
-    meta.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
-    u32::from_be_bytes(*ports)
 }
 
 /// Is it neither multicast, broadcast, reserved, "this network" nor loopback?

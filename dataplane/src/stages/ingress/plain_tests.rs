@@ -5,6 +5,7 @@ use overlane_api::{Change, MacAddr, Mode, Object, Underlay, WorkerId};
 use proptest::prelude::*;
 
 use super::*;
+use crate::flow::flows::Flows;
 use crate::io::memory::MemoryUmem;
 use crate::packet::meta::Origin;
 use crate::packet::pool::{FramePool, UmemId};
@@ -18,6 +19,7 @@ struct Rig {
     tables: Snapshot,
     pool: FramePool,
     made: Vector,
+    flows: Flows,
     icmp_limit: RateLimit,
     notices: Notices,
     link_messages: bool,
@@ -38,6 +40,7 @@ impl Rig {
             tables: compiler.snapshot(),
             pool: FramePool::new(MemoryUmem::new(UmemId(0), 64), 0),
             made: Vector::default(),
+            flows: Flows::new(WorkerId(0), 64).unwrap(),
             icmp_limit: RateLimit::new(),
             notices: Notices::new(),
             link_messages: false,
@@ -58,6 +61,7 @@ impl Rig {
             now_ns: 0,
             pool: &mut self.pool,
             made: &mut self.made,
+            flows: &mut self.flows,
             icmp_limit: &mut self.icmp_limit,
             notices: &mut self.notices,
             link_messages: &mut self.link_messages,

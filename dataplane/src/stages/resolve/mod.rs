@@ -1,5 +1,9 @@
-//! What is decided for a packet that no earlier packet decided for. Today that is its route and
-//! its hop; services, policy and source translation stand here when connections do.
+//! What is decided for a packet that no earlier packet decided for: its route and hop; and for the
+//! first packet of a flow, the service's backend and the source it leaves the cluster with.
 
+pub mod connect;
+mod egress;
+mod family;
 pub mod hop;
 pub mod route;
+mod service;

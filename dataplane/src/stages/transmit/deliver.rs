@@ -39,6 +39,10 @@ pub fn to_host(cx: &Context<'_>) -> Verdict {
     let Some(host) = cx.tables.node.host else {
         return Verdict::Drop(DropReason::HostUnavailable);
     };
+    if host.worker != cx.worker {
+        // The host's flows are remembered where its port is served.
+        return Verdict::HandOver(host.worker);
+    }
     Verdict::ToHost(host.port)
 }
 

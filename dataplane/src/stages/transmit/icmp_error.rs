@@ -1,12 +1,16 @@
 //! ICMP and ICMPv6 errors about packets that were dropped: time exceeded, fragmentation needed and
-//! packet too big with the right MTU, no route (RFC 792, RFC 1191, RFC 1812 section 4.3, RFC 4443).
+//! packet too big with the right MTU, no route, no such port (RFC 792, RFC 1191, RFC 1812 section
+//! 4.3, RFC 4443); and the RST for a TCP connection to a service that cannot answer.
 //!
 //! Never about another ICMP error, a fragment other than the first, or a source that is no single
 //! host (RFC 1122 section 3.2.2). The rate is limited per worker.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use overlane_api::Reject;
+
 use super::echo::OWN_TTL;
+use super::reset;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin, Target};
@@ -92,32 +96,62 @@ struct Error {
     v4: (u8, u8),
     v6: (u8, u8),
     rest: u32,
+    /// In the name of the address that was asked.
+    for_destination: bool,
+    /// TCP is answered with a RST instead.
+    resets: bool,
+}
+
+impl Error {
+    /// An error in this node's name, without anything in the word behind the checksum.
+    const fn plain(v4: (u8, u8), v6: (u8, u8)) -> Self {
+        Self { v4, v6, rest: 0, for_destination: false, resets: false }
+    }
 }
 
 fn error_of(reason: DropReason, meta: &Meta, cx: &Context<'_>) -> Option<Error> {
     match reason {
-        DropReason::TtlExpired => Some(Error {
-            v4: (icmpv4::TIME_EXCEEDED, icmpv4::CODE_TTL_EXCEEDED),
-            v6: (icmpv6::TIME_EXCEEDED, icmpv6::CODE_HOP_LIMIT_EXCEEDED),
-            rest: 0,
-        }),
+        DropReason::TtlExpired => Some(Error::plain(
+            (icmpv4::TIME_EXCEEDED, icmpv4::CODE_TTL_EXCEEDED),
+            (icmpv6::TIME_EXCEEDED, icmpv6::CODE_HOP_LIMIT_EXCEEDED),
+        )),
         DropReason::PacketTooBig => {
             let mtu = u32::from(cx.tables.mtu(meta.route.target()));
             // IPv6 knows no smaller MTU than 1280 (RFC 8200 section 5).
-            let mtu = if meta.kind == Kind::Ipv4 { mtu } else { mtu.max(1280) };
-            Some(Error {
-                v4: (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_FRAGMENTATION_NEEDED),
-                v6: (icmpv6::PACKET_TOO_BIG, 0),
-                rest: mtu,
-            })
+            let rest = if meta.kind == Kind::Ipv4 { mtu } else { mtu.max(1280) };
+            let too_big = Error::plain(
+                (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_FRAGMENTATION_NEEDED),
+                (icmpv6::PACKET_TOO_BIG, 0),
+            );
+            Some(Error { rest, ..too_big })
         }
-        DropReason::NoRoute if meta.route.target() == Target::None => Some(Error {
-            v4: (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_NET_UNREACHABLE),
-            v6: (icmpv6::DESTINATION_UNREACHABLE, icmpv6::CODE_NO_ROUTE),
-            rest: 0,
-        }),
+        DropReason::NoRoute if meta.route.target() == Target::None => Some(Error::plain(
+            (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_NET_UNREACHABLE),
+            (icmpv6::DESTINATION_UNREACHABLE, icmpv6::CODE_NO_ROUTE),
+        )),
+        DropReason::EgressDenied | DropReason::SnatPortsExhausted => Some(Error::plain(
+            (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_ADMIN_PROHIBITED),
+            (icmpv6::DESTINATION_UNREACHABLE, icmpv6::CODE_ADMIN_PROHIBITED),
+        )),
+        DropReason::ServiceUnknownPort | DropReason::ServiceNoBackend => {
+            let refused = Error::plain(
+                (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PORT_UNREACHABLE),
+                (icmpv6::DESTINATION_UNREACHABLE, icmpv6::CODE_PORT_UNREACHABLE),
+            );
+            Some(Error { for_destination: true, resets: resets(meta, cx), ..refused })
+        }
         _ => None,
     }
+}
+
+/// Does the service that was asked refuse TCP connections by RST?
+fn resets(meta: &Meta, cx: &Context<'_>) -> bool {
+    let Target::Service(vip) = meta.route.target() else { return true };
+    let services = &cx.tables.services;
+    services
+        .frontend(vip, meta.protocol, meta.destination_port)
+        .and_then(|frontend| services.service(frontend.service))
+        .is_none_or(|service| service.reject == Reject::Rst)
 }
 
 fn deserves_error(frame: &Frame, meta: &Meta) -> bool {
@@ -154,7 +188,19 @@ fn build(
     cx: &Context<'_>,
 ) -> Result<Packet, Frame> {
     let quoted = about.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let is_reset = error.resets && meta.protocol == protocol::TCP;
     let len = match meta.kind {
+        _ if is_reset => {
+            let mac = cx.tables.node.gateway_mac;
+            reset::build(&mut answer, about, meta).and_then(|len| {
+                let ethertype = match meta.kind {
+                    Kind::Ipv4 => ethernet::ETHERTYPE_IPV4,
+                    _ => ethernet::ETHERTYPE_IPV6,
+                };
+                ethernet::write(answer.bytes_mut().first_chunk_mut()?, mac, mac, ethertype);
+                Some(len)
+            })
+        }
         Kind::Ipv4 => build_v4(&mut answer, quoted, meta, error, cx),
         _ => build_v6(&mut answer, quoted, meta, error, cx),
     };
@@ -173,6 +219,9 @@ fn build(
             (made.source, made.destination) = (peek::source_v4(ip), peek::destination_v4(ip));
         }
         _ => (made.protocol, made.l4) = (protocol::ICMPV6, ipv6::HEADER_LEN as u16),
+    }
+    if is_reset {
+        made.protocol = protocol::TCP;
     }
     Ok(Packet { frame: answer, meta: made })
 }
@@ -193,7 +242,11 @@ fn build_v4(
     const QUOTE: usize = ICMP + icmpv4::HEADER_LEN;
     let node = &cx.tables.node;
     let inside = goes_inside(meta) && node.gateway_v4 != 0;
-    let source = if inside { node.gateway_v4 } else { node.v4 };
+    let source = match inside {
+        _ if error.for_destination => peek::destination_v4(quoted),
+        true => node.gateway_v4,
+        false => node.v4,
+    };
     if source == 0 {
         return None;
     }
@@ -231,7 +284,11 @@ fn build_v6(
     const QUOTE: usize = ICMP + icmpv6::HEADER_LEN;
     let node = &cx.tables.node;
     let inside = goes_inside(meta) && node.gateway_v6 != 0;
-    let source = if inside { node.gateway_v6 } else { node.v6 };
+    let source = match inside {
+        _ if error.for_destination => peek::destination_v6(quoted),
+        true => node.gateway_v6,
+        false => node.v6,
+    };
     if source == 0 {
         return None;
     }

@@ -7,7 +7,8 @@ pub mod echo;
 pub mod encap;
 pub mod fragment;
 pub mod icmp_error;
-mod rewrite;
+mod reset;
+pub mod rewrite;
 
 use crate::packet::drop::DropReason;
 use crate::packet::vector::Vector;

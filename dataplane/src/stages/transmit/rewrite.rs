@@ -1,8 +1,11 @@
 //! What changes in the packet itself on its way out.
 
+use crate::flow::HalfId;
+use crate::flow::flows::Flows;
+use crate::flow::half::Rewrite;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
-use crate::wire::{ethernet, ipv4, ipv6};
+use crate::wire::{ethernet, icmpv4, ipv4, ipv6, protocol, tcp, udp};
 
 /// Ethernet and the part of an IP header that a hop changes: the whole of IPv4's, and of IPv6's
 /// up to the addresses. Every packet that was parsed has as much.
@@ -29,5 +32,77 @@ pub(super) fn take_hop_in(frame: &mut Frame, meta: &mut Meta) {
     let ip = frame.bytes_mut().get_mut(ethernet::HEADER_LEN..).and_then(<[u8]>::first_chunk_mut);
     if let Some(ip) = ip {
         take_hop(ip, meta);
+    }
+}
+
+/// Translates the packet as its flow says; once.
+#[inline(always)]
+pub fn step(frame: &mut Frame, meta: &mut Meta, flows: &Flows) {
+    if meta.flow != 0 {
+        translate(frame, meta, flows);
+    }
+}
+
+#[inline]
+fn translate(frame: &mut Frame, meta: &mut Meta, flows: &Flows) {
+    let Some(half) = HalfId::from_number(meta.flow) else { return };
+    meta.flow = 0;
+    meta.translated = true;
+    let Some(ip) = frame.bytes_mut().get_mut(ethernet::HEADER_LEN..) else { return };
+    match meta.kind {
+        Kind::Ipv4 => {
+            let rewrite = flows.v4.half(half).rewrite();
+            if let Some(header) = ip.first_chunk_mut() {
+                ipv4::translate(
+                    header,
+                    rewrite.leaving_as.source,
+                    rewrite.leaving_as.destination,
+                    rewrite.difference.ip,
+                );
+            }
+            let to = &rewrite.leaving_as;
+            (meta.source, meta.destination) = (to.source, to.destination);
+            upper_layer(ip, meta, &rewrite);
+        }
+        _ => {
+            let rewrite = flows.v6.half(half).rewrite();
+            if let Some(header) = ip.first_chunk_mut() {
+                ipv6::translate(header, rewrite.leaving_as.source, rewrite.leaving_as.destination);
+            }
+            upper_layer(ip, meta, &rewrite);
+        }
+    }
+}
+
+/// The ports, or the identifier of a ping; and the checksum, which covers them and, but for ICMP
+/// over IPv4, the addresses.
+#[inline(always)]
+fn upper_layer<A: crate::packet::flow_key::Address>(
+    ip: &mut [u8],
+    meta: &mut Meta,
+    rewrite: &Rewrite<A>,
+) {
+    let to = &rewrite.leaving_as;
+    (meta.source_port, meta.destination_port) = (to.source_port, to.destination_port);
+    let Some(l4) = ip.get_mut(usize::from(meta.l4)..) else { return };
+    let checksum = match meta.protocol {
+        protocol::TCP => tcp::CHECKSUM_OFFSET,
+        protocol::UDP => udp::CHECKSUM_OFFSET,
+        protocol::ICMP | protocol::ICMPV6 => icmpv4::CHECKSUM_OFFSET,
+        _ => return,
+    };
+    if let Some(field) = l4.get_mut(checksum..).and_then(<[u8]>::first_chunk_mut::<2>) {
+        let old = u16::from_be_bytes(*field);
+        *field = rewrite.difference.of_l4(meta.protocol, old).to_be_bytes();
+    }
+    if checksum == icmpv4::CHECKSUM_OFFSET {
+        // One of the two is 0: the other is the identifier.
+        let identifier = to.source_port | to.destination_port;
+        if let Some(field) = l4.get_mut(4..).and_then(<[u8]>::first_chunk_mut::<2>) {
+            *field = identifier.to_be_bytes();
+        }
+    } else if let Some(ports) = l4.first_chunk_mut::<4>() {
+        let both = u32::from(to.source_port) << 16 | u32::from(to.destination_port);
+        *ports = both.to_be_bytes();
     }
 }

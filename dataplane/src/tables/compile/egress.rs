@@ -13,6 +13,7 @@ use overlane_api::{Egress, EgressAction, Node, SnatSettings};
 use super::names::Names;
 use super::{Compiler, Effect, everything};
 use crate::tables::egress::{EgressTables, Holder, Rule};
+use crate::tables::external::External;
 use crate::tables::intervals::Spaces;
 
 /// Most rules.
@@ -299,7 +300,10 @@ impl Compiler {
         let keep = Spaces::union(&settings.non_masquerade);
         let tables = EgressTables::new(keep, sources, classes, rules.into_iter());
         let (v4, v6) = self.node.as_ref().map_or((None, None), |node| (node.ipv4(), node.ipv6()));
-        self.tables.egress = Arc::new(tables.with_node(v4, v6));
+        let tables = tables.with_node(v4, v6);
+        let external = External::new(&settings, tables.addresses(), &self.tables.external);
+        self.tables.external = Arc::new(external);
+        self.tables.egress = Arc::new(tables);
         self.egress.stale = false;
         Ok(())
     }

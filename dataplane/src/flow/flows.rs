@@ -1,0 +1,148 @@
+//! All that one worker remembers of its flows.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use overlane_api::{Timeouts as TimeoutSettings, WorkerId};
+
+use super::TICK_NS;
+use super::ports::PortAllocator;
+use super::table::{FlowTable4, FlowTable6, Removed};
+use super::timeouts::Timeouts;
+use crate::packet::blocks::BlockTable;
+use crate::packet::flow_key::Address;
+use crate::packet::region::RegionError;
+
+/// Entries that expiry looks at in one tick of [`Flows::expire`].
+const BUDGET: u32 = 4096;
+
+/// A mark of a flow ([`super::half::Way::marks`]): its source port is of [`Flows::ports_v4`] or
+/// [`Flows::ports_v6`].
+pub const HAS_PORT: u16 = 1;
+
+/// The flows of both families.
+#[derive(Debug)]
+pub struct Flows {
+    /// IPv4.
+    pub v4: FlowTable4,
+    /// IPv6.
+    pub v6: FlowTable6,
+    /// Source ports of IPv4 flows that leave the cluster.
+    pub ports_v4: PortAllocator<u32>,
+    /// Source ports of IPv6 flows that leave the cluster.
+    pub ports_v6: PortAllocator<u128>,
+    /// State of [`Flows::random`].
+    random: u64,
+    expired_at: u32,
+}
+
+/// Takes the port of a flow that has gone back, if it has one.
+pub fn take_back<A: Address>(removed: &Removed<A>, ports: &mut PortAllocator<A>, now: u32) {
+    if removed.forward.marks() & HAS_PORT != 0 {
+        ports.forget(removed, now);
+    }
+}
+
+impl Flows {
+    /// Tables of `worker` for `capacity` flows of each family. Memory is taken as flows come.
+    ///
+    /// # Errors
+    /// When there is no address space for them.
+    pub fn new(worker: WorkerId, capacity: u32) -> Result<Self, RegionError> {
+        Ok(Self {
+            v4: FlowTable4::new(capacity, seed())?,
+            v6: FlowTable6::new(capacity, seed())?,
+            ports_v4: PortAllocator::new(worker, [seed(), seed()])?,
+            ports_v6: PortAllocator::new(worker, [seed(), seed()])?,
+            random: seed() | 1,
+            expired_at: 0,
+        })
+    }
+
+    /// Is there no flow at all?
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    /// The tick at `now_ns` nanoseconds after the start.
+    #[inline]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "a u32 of ticks lasts nine years")]
+    pub const fn tick(now_ns: u64) -> u32 {
+        (now_ns / TICK_NS) as u32
+    }
+
+    /// A number that nobody outside can foretell (xorshift64*, seeded by the system).
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "the upper half is meant")]
+    pub fn random(&mut self) -> u32 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    }
+
+    /// Other timeouts and cooldowns (seconds), for flows that exist as well.
+    pub fn set_timeouts(
+        &mut self,
+        timeouts: &TimeoutSettings,
+        fin_cooldown: u32,
+        rst_cooldown: u32,
+    ) {
+        self.v4.set_timeouts(Timeouts::new(timeouts));
+        self.v6.set_timeouts(Timeouts::new(timeouts));
+        self.ports_v4.set_cooldowns(fin_cooldown, rst_cooldown);
+        self.ports_v6.set_cooldowns(fin_cooldown, rst_cooldown);
+    }
+
+    /// Flows leave with an address from now on.
+    pub fn add_address(&mut self, address: IpAddr, ports: &Arc<BlockTable>) {
+        match address {
+            IpAddr::V4(address) => {
+                self.ports_v4.add_address(address.to_bits(), ports);
+            }
+            IpAddr::V6(address) => {
+                self.ports_v6.add_address(address.to_bits(), ports);
+            }
+        }
+    }
+
+    /// New flows leave with an address no more.
+    pub fn retire_address(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => {
+                if let Some(pool) = self.ports_v4.pool(address.to_bits()) {
+                    self.ports_v4.retire_address(pool);
+                }
+            }
+            IpAddr::V6(address) => {
+                if let Some(pool) = self.ports_v6.pool(address.to_bits()) {
+                    self.ports_v6.retire_address(pool);
+                }
+            }
+        }
+    }
+
+    /// Forgets flows whose time is over: a bounded number of entries, once a tick.
+    #[inline]
+    pub fn expire(&mut self, now: u32) {
+        if now != self.expired_at {
+            self.expire_some(now);
+        }
+    }
+
+    fn expire_some(&mut self, now: u32) {
+        self.expired_at = now;
+        let Self { v4, v6, ports_v4, ports_v6, .. } = self;
+        v4.expire(now, BUDGET, &mut |removed| take_back(removed, ports_v4, now));
+        v6.expire(now, BUDGET, &mut |removed| take_back(removed, ports_v6, now));
+    }
+}
+
+/// 64 random bits of the system's.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

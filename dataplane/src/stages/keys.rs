@@ -1,0 +1,95 @@
+//! What a packet is to flows: its key, and whether it has anything to do with them. Asked by
+//! `lookup` and by `resolve`.
+
+use crate::packet::flow_key::FlowKey;
+use crate::packet::frame::Frame;
+use crate::packet::meta::{Meta, Origin, Target};
+use crate::stages::Context;
+use crate::wire::{ethernet, peek, protocol};
+
+/// What flows have to do with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Nothing.
+    Nothing,
+    /// It may be of a flow; if not, it goes on by itself.
+    Follow,
+    /// It must be of a flow; if there is none, it opens one or goes nowhere.
+    Open,
+}
+
+impl Wish {
+    /// What they have to do with this one.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(meta: &Meta, cx: &Context<'_>) -> Self {
+        if !meta.is_pending() || meta.translated || meta.flow != 0 {
+            return Self::Nothing;
+        }
+        Self::of_undecided(meta, cx)
+    }
+
+    #[inline(always)]
+    fn of_undecided(meta: &Meta, cx: &Context<'_>) -> Self {
+        let inside = matches!(meta.origin, Origin::Endpoint | Origin::Host);
+        match meta.route.target() {
+            // No flow of this node's goes from here to there as it came.
+            Target::Peer(_) => Self::Nothing,
+            // Its home worker knows.
+            Target::Endpoint(index) => {
+                let home = cx.tables.endpoints.get(index).map(|endpoint| endpoint.worker);
+                if home == Some(cx.worker) { Self::Follow } else { Self::Nothing }
+            }
+            Target::Service(_) if inside => Self::Open,
+            Target::Underlay(_) | Target::UnderlayUnknown if meta.origin == Origin::Endpoint => {
+                // Pods that are at home on the underlay need no other address there.
+                let at_home = cx.tables.node.answers_on_uplink && !cx.tables.egress.has_rules();
+                if at_home { Self::Nothing } else { Self::Open }
+            }
+            Target::Gateway if inside => Self::Follow,
+            // What comes to a port that flows leave with is of one of them.
+            Target::Host if meta.is_answer => Self::Open,
+            Target::Host => Self::Follow,
+            _ => Self::Nothing,
+        }
+    }
+}
+
+/// The key of an IPv4 packet.
+#[inline(always)]
+#[must_use]
+pub fn key_v4(meta: &Meta) -> FlowKey<u32> {
+    FlowKey {
+        source: meta.source,
+        destination: meta.destination,
+        source_port: meta.source_port,
+        destination_port: meta.destination_port,
+        protocol: meta.protocol,
+    }
+}
+
+/// The key of an IPv6 packet.
+#[inline(always)]
+#[must_use]
+pub fn key_v6(frame: &Frame, meta: &Meta) -> FlowKey<u128> {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    FlowKey {
+        source: peek::source_v6(ip),
+        destination: peek::destination_v6(ip),
+        source_port: meta.source_port,
+        destination_port: meta.destination_port,
+        protocol: meta.protocol,
+    }
+}
+
+/// The flags of a TCP packet; 0 for anything else.
+#[inline(always)]
+#[must_use]
+pub fn tcp_flags(frame: &Frame, meta: &Meta) -> u8 {
+    const FLAGS: usize = 13;
+    if meta.protocol != protocol::TCP || meta.l4 == 0 {
+        return 0;
+    }
+    let at = ethernet::HEADER_LEN + usize::from(meta.l4) + FLAGS;
+    frame.bytes().get(at).copied().unwrap_or(0)
+}

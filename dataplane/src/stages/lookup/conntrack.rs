@@ -1,0 +1,102 @@
+//! Packets to their flows. Three passes over the vector, so that memory is waited for once: the
+//! index's lines, the halves' lines, the comparison.
+
+use arrayvec::ArrayVec;
+
+use crate::flow::flows::Flows;
+use crate::flow::table::{FlowTable, Probe};
+use crate::packet::flow_key::{Address, FlowKey};
+use crate::packet::meta::{Kind, Meta};
+use crate::packet::vector::{VECTOR, Vector};
+use crate::stages::Context;
+use crate::stages::keys::{Wish, key_v4, key_v6, tcp_flags};
+use crate::wire::tcp::SYN;
+
+/// A packet that may be of a flow: its place in the vector, and the hash of its key.
+#[derive(Debug, Clone, Copy)]
+struct Asking {
+    at: u8,
+    is_v4: bool,
+    wish: Wish,
+    hash: u32,
+    probe: Probe,
+}
+
+/// Finds the flows of the vector's undecided packets. Says whether some are left to
+/// `resolve/connect`.
+#[inline(never)]
+pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
+    let mut asking = ArrayVec::<Asking, VECTOR>::new();
+    let any_flow = !cx.flows.is_empty();
+    let mut is_left = false;
+    for (at, (frame, meta)) in vector.packets().enumerate() {
+        let wish = Wish::of(meta, cx);
+        if wish == Wish::Nothing || !any_flow {
+            is_left |= wish == Wish::Open;
+            continue;
+        }
+        let is_v4 = meta.kind == Kind::Ipv4;
+        let hash = if is_v4 {
+            prefetch(&cx.flows.v4, &key_v4(meta))
+        } else {
+            prefetch(&cx.flows.v6, &key_v6(frame, meta))
+        };
+        // There is room for every packet of a vector.
+        let _ =
+            asking.try_push(Asking { at: at as u8, is_v4, wish, hash, probe: Probe::default() });
+    }
+    for one in &mut asking {
+        one.probe =
+            if one.is_v4 { cx.flows.v4.probe(one.hash) } else { cx.flows.v6.probe(one.hash) };
+    }
+    let now = Flows::tick(cx.now_ns);
+    for one in &asking {
+        let at = usize::from(one.at);
+        let (Some(frame), Some(meta)) = (vector.frames.get(at), vector.meta.get_mut(at)) else {
+            continue;
+        };
+        let flags = tcp_flags(frame, meta);
+        let generation = cx.tables.generation;
+        is_left |= !if one.is_v4 {
+            let key = key_v4(meta);
+            follow(&mut cx.flows.v4, one, &key, meta, flags, now, generation)
+        } else {
+            let key = key_v6(frame, meta);
+            follow(&mut cx.flows.v6, one, &key, meta, flags, now, generation)
+        };
+    }
+    is_left
+}
+
+#[inline(always)]
+fn prefetch<A: Address>(table: &FlowTable<A>, key: &FlowKey<A>) -> u32 {
+    let hash = table.hash(key);
+    table.prefetch(hash);
+    hash
+}
+
+/// Gives the packet to its flow. Says whether that is all: a packet that has none may open one, a
+/// flow whose tables have changed is looked at again, and a connection that has ended may begin
+/// anew. All of these are rare, and `resolve/connect`'s.
+#[inline(always)]
+fn follow<A: Address>(
+    table: &mut FlowTable<A>,
+    one: &Asking,
+    key: &FlowKey<A>,
+    meta: &mut Meta,
+    tcp_flags: u8,
+    now: u32,
+    generation: u64,
+) -> bool {
+    let Some(half) = table.confirm(one.probe, one.hash, key) else {
+        return one.wish != Wish::Open;
+    };
+    let found = table.half_mut(half);
+    if found.generation() != generation as u32 || tcp_flags & SYN != 0 {
+        return false;
+    }
+    found.record(tcp_flags, meta.ip_len, now);
+    meta.route = found.route();
+    meta.flow = half.to_number();
+    true
+}

@@ -1,0 +1,3 @@
+//! Which flow is the packet of?
+
+pub mod conntrack;

@@ -1,0 +1,251 @@
+//! The first packet of a flow: through every table, in order; and what it leaves behind. Also the
+//! first packet after the tables have changed, for which the flow's way is looked up anew.
+
+use super::family::Family;
+use super::{egress, service};
+use crate::flow::flows::{Flows, HAS_PORT, take_back};
+use crate::flow::half::Way;
+use crate::flow::table::{InsertError, Opening};
+use crate::flow::tcp_state::tcp_flags_valid;
+use crate::flow::{Direction, FlowId, HalfId};
+use crate::packet::drop::DropReason;
+use crate::packet::flow_key::{FlowKey, Transport};
+use crate::packet::frame::Frame;
+use crate::packet::meta::{Kind, Meta, Origin, Route, Target};
+use crate::packet::vector::Vector;
+use crate::packet::verdict::Verdict;
+use crate::stages::Context;
+use crate::stages::keys::{Wish, tcp_flags};
+use crate::wire::tcp::{ACK, SYN};
+use crate::wire::{ethernet, icmpv4, icmpv6, protocol};
+
+/// Source ports that are tried when a flow's answers could not be told from another's.
+const TRIES: u32 = 64;
+
+/// Looks again at the undecided packets that should have a flow and have none.
+#[inline(never)]
+pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+    for (frame, meta) in vector.packets() {
+        let wish = Wish::of(meta, cx);
+        if wish == Wish::Nothing {
+            continue;
+        }
+        let done = match meta.kind {
+            Kind::Ipv4 => step::<u32>(frame, meta, wish, cx),
+            _ => step::<u128>(frame, meta, wish, cx),
+        };
+        if let Err(reason) = done {
+            meta.verdict = Verdict::Drop(reason);
+        }
+    }
+}
+
+/// One packet: its flow, as it is today, or a new one.
+fn step<A: Family>(
+    frame: &Frame,
+    meta: &mut Meta,
+    wish: Wish,
+    cx: &mut Context<'_>,
+) -> Result<(), DropReason> {
+    if meta.l4 == 0 {
+        return if wish == Wish::Open { Err(DropReason::FragmentNotTranslated) } else { Ok(()) };
+    }
+    let key = A::key(frame, meta);
+    let flags = tcp_flags(frame, meta);
+    let table = A::table(cx.flows);
+    let hash = table.hash(&key);
+    if let Some(half) = table.find(hash, &key) {
+        match revise(half, &key, flags, cx) {
+            Revised::GoesOn => {
+                follow::<A>(half, meta, flags, cx);
+                return Ok(());
+            }
+            Revised::IsOver(gone) => forget::<A>(gone, cx),
+        }
+    }
+    if wish != Wish::Open {
+        return Ok(());
+    }
+    if meta.is_answer {
+        return Err(DropReason::SnatUnsolicited);
+    }
+    if is_ping_to_service(frame, meta) {
+        // The gateway answers for its services.
+        meta.route = Route::new(Target::Gateway);
+        return Ok(());
+    }
+    let half = open::<A>(&key, hash, meta, flags, cx)?;
+    follow::<A>(half, meta, flags, cx);
+    Ok(())
+}
+
+/// What is left of a flow.
+enum Revised {
+    /// The packet may follow it.
+    GoesOn,
+    /// It is to be forgotten.
+    IsOver(FlowId),
+}
+
+/// Looks at a flow by the tables of today, and at a connection that may have ended.
+fn revise<A: Family>(
+    half: HalfId,
+    key: &FlowKey<A>,
+    tcp_flags: u8,
+    cx: &mut Context<'_>,
+) -> Revised {
+    let generation = generation(cx);
+    let now = Flows::tick(cx.now_ns);
+    let table = A::table(cx.flows);
+    if key.protocol == protocol::TCP
+        && tcp_flags & SYN != 0
+        && table.state(half.flow()).is_some_and(|s| s.reopens(half.direction(), tcp_flags))
+    {
+        if half.direction() == Direction::Forward {
+            return Revised::IsOver(half.flow());
+        }
+        table.restart(half.flow(), now);
+    }
+    let found = table.half(half);
+    if found.generation() == generation {
+        return Revised::GoesOn;
+    }
+    let (leaving_as, tag) = (found.leaving_as(), found.tag());
+    let forward = HalfId::new(half.flow(), Direction::Forward);
+    if let Some(service) = tag.checked_sub(1) {
+        let forward = A::table(cx.flows).half(forward);
+        let (key, to) = (forward.key(), forward.leaving_as());
+        if !service::goes_on(&key, (to.destination, to.destination_port), service, cx) {
+            return Revised::IsOver(half.flow());
+        }
+    }
+    let route = leaving_as.destination.route(cx.tables);
+    A::table(cx.flows).half_mut(half).set_route(route, generation);
+    Revised::GoesOn
+}
+
+fn forget<A: Family>(flow: FlowId, cx: &mut Context<'_>) {
+    if let Some(removed) = A::table(cx.flows).remove(flow) {
+        egress::released(&removed, cx);
+    }
+}
+
+/// Leaves the packet to its flow.
+fn follow<A: Family>(half: HalfId, meta: &mut Meta, tcp_flags: u8, cx: &mut Context<'_>) {
+    let now = Flows::tick(cx.now_ns);
+    let found = A::table(cx.flows).half_mut(half);
+    found.record(tcp_flags, meta.ip_len, now);
+    meta.route = found.route();
+    meta.flow = half.to_number();
+}
+
+/// Opens a flow: where it goes, with which source, both directions or neither.
+fn open<A: Family>(
+    key: &FlowKey<A>,
+    hash: u32,
+    meta: &Meta,
+    tcp_flags: u8,
+    cx: &mut Context<'_>,
+) -> Result<HalfId, DropReason> {
+    let adopted = is_in_the_middle(key, tcp_flags)?;
+    let mut to = *key;
+    let (mut tag, mut marks) = (0, 0);
+    if let Target::Service(vip) = meta.route.target() {
+        let chosen = service::choose(key, vip, cx)?;
+        (to.destination, to.destination_port) = (chosen.address, chosen.port);
+        tag = chosen.service + 1;
+    }
+    let route = to.destination.route(cx.tables);
+    let is_leaving = matches!(route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
+    if is_leaving && meta.origin == Origin::Endpoint {
+        if adopted {
+            // The port that it had outside is not known, and another would be refused there.
+            return Err(DropReason::FlowUnknown);
+        }
+        marks = egress::translate(key, &mut to, cx)?;
+    } else if to.destination == key.source {
+        // A pod that reaches itself must not see its own address as the source.
+        to.source = A::gateway(cx.tables);
+        if to.source == A::default() {
+            return Err(DropReason::EgressNoAddress);
+        }
+    }
+    let opening = Opening {
+        key: *key,
+        leaving_as: to,
+        forward: Way { route, generation: generation(cx), tag, marks },
+        reverse: Way { route: key.source.route(cx.tables), generation: generation(cx), tag, marks },
+        adopted,
+    };
+    insert(hash, opening, cx)
+}
+
+/// Is the packet from the middle of a connection?
+///
+/// # Errors
+/// It is of none, or ends one that is not known.
+fn is_in_the_middle<A: Family>(key: &FlowKey<A>, tcp_flags: u8) -> Result<bool, DropReason> {
+    const FIN: u8 = 0x01;
+    const RST: u8 = 0x04;
+    if key.transport() != Transport::Tcp {
+        return Ok(false);
+    }
+    if !tcp_flags_valid(tcp_flags) {
+        return Err(DropReason::TcpBadFlags);
+    }
+    if tcp_flags & (FIN | RST) != 0 || tcp_flags & (SYN | ACK) == SYN | ACK {
+        return Err(DropReason::FlowUnknown);
+    }
+    Ok(tcp_flags & SYN == 0)
+}
+
+/// Installs both directions. When the answers could not be told from another flow's, as with one
+/// client port to two services of one backend, the flow gets another source port.
+fn insert<A: Family>(
+    hash: u32,
+    mut opening: Opening<A>,
+    cx: &mut Context<'_>,
+) -> Result<HalfId, DropReason> {
+    const EPHEMERAL: u16 = 32768;
+    let now = Flows::tick(cx.now_ns);
+    let has_port = opening.forward.marks & HAS_PORT != 0;
+    for _ in 0..TRIES {
+        let (table, ports) = A::parts(cx.flows);
+        let inserted = table.insert(hash, &opening, now, &mut |gone| take_back(gone, ports, now));
+        let error = match inserted {
+            Ok(flow) => return Ok(HalfId::new(flow, Direction::Forward)),
+            Err(error) => error,
+        };
+        if has_port {
+            egress::not_installed(&opening.leaving_as.reversed(), cx);
+        }
+        match error {
+            InsertError::Exists(half) => return Ok(half),
+            InsertError::Full => return Err(DropReason::FlowTableFull),
+            // The port was chosen so that this cannot be.
+            InsertError::Taken(_) | InsertError::OwnAnswer if has_port => break,
+            InsertError::Taken(_) | InsertError::OwnAnswer => {
+                opening.leaving_as.source_port = EPHEMERAL | cx.flows.random() as u16;
+            }
+        }
+    }
+    Err(DropReason::FlowAmbiguous)
+}
+
+/// The generation as flows note it.
+fn generation(cx: &Context<'_>) -> u32 {
+    cx.tables.generation as u32
+}
+
+/// Is it an echo request to an address that some service has?
+fn is_ping_to_service(frame: &Frame, meta: &Meta) -> bool {
+    let Target::Service(vip) = meta.route.target() else { return false };
+    let at = ethernet::HEADER_LEN + usize::from(meta.l4);
+    let kind = frame.bytes().get(at).copied();
+    let is_request = match meta.protocol {
+        protocol::ICMP => kind == Some(icmpv4::ECHO_REQUEST),
+        protocol::ICMPV6 => kind == Some(icmpv6::ECHO_REQUEST),
+        _ => false,
+    };
+    is_request && vip != crate::tables::services::UNASSIGNED
+}

@@ -1,0 +1,82 @@
+//! A flow that leaves the cluster: with whose address and port.
+
+use std::net::IpAddr;
+
+use super::family::Family;
+use crate::flow::flows::{Flows, HAS_PORT, take_back};
+use crate::flow::ports::{Ending, Remote};
+use crate::flow::table::Removed;
+use crate::packet::drop::DropReason;
+use crate::packet::flow_key::{FlowKey, Transport};
+use crate::stages::Context;
+use crate::tables::egress::{EgressDecision, Holder};
+
+/// Gives the flow with `key`, that would leave as `to`, the source that the egress rules say. Returns
+/// the marks that the flow is to have.
+///
+/// # Errors
+/// It may not leave, or there is nothing that it could leave with.
+pub(super) fn translate<A: Family>(
+    key: &FlowKey<A>,
+    to: &mut FlowKey<A>,
+    cx: &mut Context<'_>,
+) -> Result<u16, DropReason> {
+    let pod = key.source.to_ip();
+    let egress = &cx.tables.egress;
+    if cx.tables.node.answers_on_uplink && egress.rule(pod, to.destination.to_ip()) == Some(0) {
+        // In flat mode only rules translate: the pods' addresses are the underlay's own.
+        return Ok(0);
+    }
+    let address = match cx.tables.egress.decide(pod, to.destination.to_ip()) {
+        EgressDecision::None => return Ok(0),
+        EgressDecision::Deny => return Err(DropReason::EgressDenied),
+        EgressDecision::NoAddress => return Err(DropReason::EgressNoAddress),
+        EgressDecision::Node(address) => address,
+        EgressDecision::Gateway(number) => gateway(number, pod, cx)?,
+    };
+    let address = A::of(address).ok_or(DropReason::EgressNoAddress)?;
+    if !matches!(key.transport(), Transport::Tcp | Transport::Udp | Transport::Icmp) {
+        return Err(DropReason::EgressProtocol);
+    }
+    to.source = address;
+    to.source_port = allocate(key, to, cx)?;
+    Ok(HAS_PORT)
+}
+
+fn gateway(number: u32, pod: IpAddr, cx: &Context<'_>) -> Result<IpAddr, DropReason> {
+    let pool = cx.tables.egress.pool(number).ok_or(DropReason::EgressNoAddress)?;
+    if pool.holder != Holder::Here {
+        return Err(DropReason::EgressGatewayElsewhere);
+    }
+    pool.paired(pod).ok_or(DropReason::EgressNoAddress)
+}
+
+/// A source port with which the answers to `to` are told from those of all other flows; `key`'s own
+/// when that is possible.
+fn allocate<A: Family>(
+    key: &FlowKey<A>,
+    to: &FlowKey<A>,
+    cx: &mut Context<'_>,
+) -> Result<u16, DropReason> {
+    let now = Flows::tick(cx.now_ns);
+    let (table, ports) = A::parts(cx.flows);
+    let pool = ports.pool(to.source).ok_or(DropReason::EgressNoAddress)?;
+    let remote =
+        Remote { address: to.destination, port: to.destination_port, protocol: to.protocol };
+    let mut is_free = |answer: &FlowKey<A>| table.find(table.hash(answer), answer).is_none();
+    ports
+        .allocate(pool, &remote, key.source_port, now, &mut is_free)
+        .map_err(|_| DropReason::SnatPortsExhausted)
+}
+
+/// A flow has gone: its port may serve another one.
+pub(super) fn released<A: Family>(flow: &Removed<A>, cx: &mut Context<'_>) {
+    let now = Flows::tick(cx.now_ns);
+    take_back(flow, A::parts(cx.flows).1, now);
+}
+
+/// A flow that got a port was not installed.
+pub(super) fn not_installed<A: Family>(answer: &FlowKey<A>, cx: &mut Context<'_>) {
+    let now = Flows::tick(cx.now_ns);
+    A::parts(cx.flows).1.release(answer, Ending::Quiet, now, now);
+}

@@ -1,0 +1,77 @@
+//! What the two families of addresses call the same things.
+
+use crate::flow::flows::Flows;
+use crate::flow::ports::PortAllocator;
+use crate::flow::table::FlowTable;
+use crate::packet::flow_key::{Address, FlowKey};
+use crate::packet::frame::Frame;
+use crate::packet::meta::{Meta, Route};
+use crate::stages::keys;
+use crate::tables::Snapshot;
+use crate::tables::services::{BackendAddress, Backends, ServiceEntry};
+
+/// A family of addresses, for what opens flows.
+pub(super) trait Family: Address + BackendAddress {
+    /// The packet's key.
+    fn key(frame: &Frame, meta: &Meta) -> FlowKey<Self>;
+    /// The worker's flows of this family.
+    fn table(flows: &mut Flows) -> &mut FlowTable<Self>;
+    /// The worker's flows of this family, and their source ports outside.
+    fn parts(flows: &mut Flows) -> (&mut FlowTable<Self>, &mut PortAllocator<Self>);
+    /// What has the address.
+    fn route(self, tables: &Snapshot) -> Route;
+    /// The VIP number of the address; none: it is no service's.
+    fn vip(self, tables: &Snapshot) -> Option<u32>;
+    /// The backends of a service.
+    fn backends(service: &ServiceEntry) -> &Backends<Self>;
+    /// The gateway's address; 0: none.
+    fn gateway(tables: &Snapshot) -> Self;
+}
+
+impl Family for u32 {
+    fn key(_: &Frame, meta: &Meta) -> FlowKey<Self> {
+        keys::key_v4(meta)
+    }
+    fn table(flows: &mut Flows) -> &mut FlowTable<Self> {
+        &mut flows.v4
+    }
+    fn parts(flows: &mut Flows) -> (&mut FlowTable<Self>, &mut PortAllocator<Self>) {
+        (&mut flows.v4, &mut flows.ports_v4)
+    }
+    fn route(self, tables: &Snapshot) -> Route {
+        tables.routes.v4.get(self)
+    }
+    fn vip(self, tables: &Snapshot) -> Option<u32> {
+        tables.services.vip4(self)
+    }
+    fn backends(service: &ServiceEntry) -> &Backends<Self> {
+        &service.v4
+    }
+    fn gateway(tables: &Snapshot) -> Self {
+        tables.node.gateway_v4
+    }
+}
+
+impl Family for u128 {
+    fn key(frame: &Frame, meta: &Meta) -> FlowKey<Self> {
+        keys::key_v6(frame, meta)
+    }
+    fn table(flows: &mut Flows) -> &mut FlowTable<Self> {
+        &mut flows.v6
+    }
+    fn parts(flows: &mut Flows) -> (&mut FlowTable<Self>, &mut PortAllocator<Self>) {
+        (&mut flows.v6, &mut flows.ports_v6)
+    }
+    fn route(self, tables: &Snapshot) -> Route {
+        tables.routes.v6.get(self)
+    }
+    fn vip(self, tables: &Snapshot) -> Option<u32> {
+        tables.services.vip6(self)
+    }
+    fn backends(service: &ServiceEntry) -> &Backends<Self> {
+        &service.v6
+    }
+    fn gateway(tables: &Snapshot) -> Self {
+        tables.node.gateway_v6
+    }
+}

@@ -1,0 +1,97 @@
+//! A service's address -> one of its backends.
+
+use overlane_api::Algorithm;
+
+use super::family::Family;
+use crate::packet::drop::DropReason;
+use crate::packet::flow_key::{FlowHash, FlowKey, Transport};
+use crate::stages::Context;
+use crate::tables::services::UNASSIGNED;
+
+/// Seed of the hash that chooses backends: the same on every node and worker, so that they choose
+/// alike.
+const SEED: u64 = 0x6d61_676c_6576_0001;
+
+/// Where a new flow to a service goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chosen<A> {
+    /// Index of the service.
+    pub(super) service: u32,
+    /// The backend's address.
+    pub(super) address: A,
+    /// The backend's port, host order.
+    pub(super) port: u16,
+}
+
+/// Chooses a backend for a flow from inside to VIP number `vip`.
+///
+/// # Errors
+/// Why there is none.
+pub(super) fn choose<A: Family>(
+    key: &FlowKey<A>,
+    vip: u32,
+    cx: &mut Context<'_>,
+) -> Result<Chosen<A>, DropReason> {
+    if vip == UNASSIGNED {
+        return Err(DropReason::ServiceUnassigned);
+    }
+    if !matches!(key.transport(), Transport::Tcp | Transport::Udp | Transport::Sctp) {
+        return Err(DropReason::ServiceProtocol);
+    }
+    let services = &cx.tables.services;
+    let frontend = services
+        .frontend(vip, key.protocol, key.destination_port)
+        .ok_or(DropReason::ServiceUnknownPort)?;
+    let service = services.service(frontend.service).ok_or(DropReason::ServiceUnknownPort)?;
+    if !service.admits(frontend.kind, key.source.to_ip()) {
+        return Err(DropReason::ServiceSourceRange);
+    }
+    let hash = match service.algorithm {
+        Algorithm::Random => cx.flows.random(),
+        // A client that is to stay with its backend is hashed without its port.
+        Algorithm::Maglev if service.affinity_seconds != 0 => {
+            hash(&FlowKey { source_port: 0, ..*key })
+        }
+        Algorithm::Maglev => hash(key),
+    };
+    let backends = A::backends(service);
+    let backend = backends.choose(service.scope(frontend.kind, true), hash).ok_or_else(|| {
+        if backends.has_any() {
+            DropReason::ServiceNoLocalBackend
+        } else {
+            DropReason::ServiceNoBackend
+        }
+    })?;
+    Ok(Chosen { service: frontend.service, address: backend.address, port: backend.port })
+}
+
+fn hash<A: Family>(key: &FlowKey<A>) -> u32 {
+    FlowHash::new(SEED).of(key)
+}
+
+/// May a flow to a backend go on by the tables of today? Its service must be the same; a TCP
+/// connection is left with its backend, whatever has become of it, and a UDP flow as long as the
+/// backend answers.
+pub(super) fn goes_on<A: Family>(
+    key: &FlowKey<A>,
+    backend: (A, u16),
+    service: u32,
+    cx: &Context<'_>,
+) -> bool {
+    let services = &cx.tables.services;
+    let now = key
+        .destination
+        .vip(cx.tables)
+        .and_then(|vip| services.frontend(vip, key.protocol, key.destination_port));
+    let keeps = key.transport() != Transport::Udp;
+    match now {
+        // The service or its port is gone: connections end by themselves.
+        None => keeps,
+        Some(frontend) if frontend.service != service => false,
+        Some(_) if keeps => true,
+        Some(frontend) => services
+            .service(frontend.service)
+            .and_then(|service| A::backends(service).find(backend.0, backend.1))
+            .is_some_and(|backend| backend.is_serving()),
+    }
+}
