@@ -48,8 +48,6 @@ pub mod protocol {
     pub const ICMPV6: u8 = 58;
     /// Nothing follows (RFC 8200 section 4.7).
     pub const NO_NEXT_HEADER: u8 = 59;
-    /// SCTP (RFC 9260).
-    pub const SCTP: u8 = 132;
     /// IPv6 destination options (RFC 8200 section 4.6).
     pub const DESTINATION_OPTIONS: u8 = 60;
     /// SCTP (RFC 9260).
