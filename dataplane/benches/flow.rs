@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use overlane_api::{PortRange, WorkerId};
-use overlane_dataplane::flow::blocks::BlockTable;
 use overlane_dataplane::flow::half::Way;
 use overlane_dataplane::flow::ports::{PortAllocator, Remote};
 use overlane_dataplane::flow::random::Random;
 use overlane_dataplane::flow::table::{FlowTable, FlowTable4, Opening, Probe};
 use overlane_dataplane::flow::{FlowId, TICK_NS};
+use overlane_dataplane::packet::blocks::BlockTable;
 use overlane_dataplane::packet::flow_key::{Address, FlowHash, FlowKey};
 
 const VECTOR: usize = 64;
