@@ -167,6 +167,8 @@ pub struct Meta {
     pub flow: u32,
     /// Is it to an address and port that flows of this worker leave with? `ingress/decap`.
     pub is_answer: bool,
+    /// Is it an ICMP error about the flow's other direction? `lookup/related`.
+    pub is_related: bool,
     /// Were its addresses translated here? Then nothing more is decided about them.
     /// `transmit/rewrite`.
     pub translated: bool,
@@ -205,6 +207,7 @@ impl Meta {
             forwarded: true,
             flow: 0,
             is_answer: false,
+            is_related: false,
             translated: false,
             peer: 0,
             outer_source: 0,

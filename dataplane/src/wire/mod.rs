@@ -20,6 +20,7 @@ pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
 pub mod peek;
+pub mod quote;
 pub mod sctp;
 pub mod simple;
 pub mod tcp;

@@ -17,7 +17,7 @@ use overlane_dataplane::testing::objects;
 
 use super::bed::{Bed, FORWARDED, TUNNELS, UPLINK, pod};
 use super::build::{
-    Body, Packet, Tunnel, between, down, flow_of, gateway_ip, inner_of, packet, pod_ip, up,
+    Body, Packet, Tunnel, between, down, flow_of, gateway_ip, inner_of, node_ip, packet, pod_ip, up,
 };
 use super::icmp_error::{error, names, told};
 
@@ -362,4 +362,47 @@ fn a_flow_is_forgotten_when_its_time_is_over() {
     // Nobody knows it any more: it is what it is, a packet from one pod to another.
     bed.step(&UPLINK, &back, &[(pod(0), reply.clone().ttl(63).frame(down(0)))], FORWARDED);
     bed.close();
+}
+
+#[test]
+fn errors_about_a_translated_packet_reach_its_sender_and_quote_what_it_sent() {
+    for (mode, underlay) in TUNNELS {
+        for family in 0..2 {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let mut bed = bed(mode, underlay, 1, vec![service(0, protocol, &[(1, 0)])]);
+                let body = if protocol == Protocol::Tcp { tcp(SYN, b"") } else { udp() };
+                let sent = packet(pod_ip(0, 0, family), vip(0, family), body);
+                let (client, server) = ((sent.source, 40_000), (pod_ip(1, 0, family), 8080));
+                bed.one(&pod(0), &sent.frame(up(0)), &UPLINK, FORWARDED);
+                let arrived = sent.between(client, server).ttl(63);
+                let unreachable = [(3, 3), (1, 4)];
+                let too_big = [(3, 4), (2, 0)];
+                for (from, seen_from, kind, rest) in [
+                    // The backend itself is the service to its client; a router is a router.
+                    (server.0, vip(0, family), unreachable, 0),
+                    (node_ip(1, family), node_ip(1, family), unreachable, 0),
+                    (node_ip(1, family), node_ip(1, family), too_big, 1400),
+                ] {
+                    let told = error(from, &arrived, kind, rest);
+                    let back =
+                        Tunnel::from_peer(1, mode, underlay).wrap(&told.frame(between(1, 0)));
+                    let seen = error(seen_from, &sent.clone().ttl(63), kind, rest).ttl(63);
+                    bed.step(&UPLINK, &back, &[(pod(0), seen.frame(down(0)))], FORWARDED);
+                }
+                // Only eight bytes of the packet are quoted: no TCP checksum is among them.
+                let short = |about: &Packet, from| {
+                    let mut whole = error(from, about, unreachable, 0);
+                    if let Body::Error(_, _, _, quoted) = &mut whole.body {
+                        quoted.truncate([28, 48][family]);
+                    }
+                    whole
+                };
+                let told = short(&arrived, node_ip(1, family));
+                let back = Tunnel::from_peer(1, mode, underlay).wrap(&told.frame(between(1, 0)));
+                let seen = short(&sent.clone().ttl(63), node_ip(1, family)).ttl(63);
+                bed.step(&UPLINK, &back, &[(pod(0), seen.frame(down(0)))], FORWARDED);
+                bed.close();
+            }
+        }
+    }
 }

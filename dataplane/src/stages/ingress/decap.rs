@@ -21,7 +21,7 @@ use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::simple::{self, Simple};
 use crate::wire::udp::{self, Udp};
 use crate::wire::vxlan::Vxlan;
-use crate::wire::{ParseError, checksum, peek, protocol};
+use crate::wire::{ParseError, checksum, peek, protocol, quote};
 
 /// Takes the vector out of its tunnels.
 #[inline(never)]
@@ -215,13 +215,20 @@ fn own_address(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Resu
         return Err(cx.tables.node.host_verdict());
     }
     let external = &cx.tables.external;
-    let owner = match meta.kind {
-        Kind::Ipv4 => external.owner_v4(meta.destination, meta.destination_port),
-        Kind::Ipv6 => {
-            let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
-            external.owner_v6(peek::destination_v6(ip), meta.destination_port)
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let message = ip.get(usize::from(meta.l4)..usize::from(meta.ip_len)).unwrap_or_default();
+    // An ICMP error belongs to who sent what it quotes.
+    let owner = match (meta.kind, meta.protocol) {
+        (Kind::Ipv4, protocol::ICMP) if meta.destination_port == 0 => quote::of_v4(message)
+            .and_then(|quote| external.owner_v4(meta.destination, quote.source_port)),
+        (Kind::Ipv4, _) => external.owner_v4(meta.destination, meta.destination_port),
+        (Kind::Ipv6, protocol::ICMPV6) if meta.destination_port == 0 => {
+            let pseudo = peek::pseudo_v6(ip, protocol::ICMPV6, message.len());
+            quote::of_v6(message, pseudo)
+                .and_then(|quote| external.owner_v6(peek::destination_v6(ip), quote.source_port))
         }
-        Kind::Arp | Kind::LinkV6 => None,
+        (Kind::Ipv6, _) => external.owner_v6(peek::destination_v6(ip), meta.destination_port),
+        (Kind::Arp | Kind::LinkV6, _) => None,
     };
     let Some(owner) = owner else { return Err(cx.tables.node.host_verdict()) };
     frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));

@@ -3,6 +3,7 @@
 
 use arrayvec::ArrayVec;
 
+use super::related;
 use crate::flow::flows::Flows;
 use crate::flow::table::{FlowTable, Probe};
 use crate::packet::flow_key::{Address, FlowKey};
@@ -33,6 +34,11 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
         let wish = Wish::of(meta, cx);
         if wish == Wish::Nothing || !any_flow {
             is_left |= wish == Wish::Open;
+            continue;
+        }
+        if related::is_error(frame, meta) {
+            related::step(frame, meta, cx);
+            is_left |= wish == Wish::Open && meta.flow == 0;
             continue;
         }
         let is_v4 = meta.kind == Kind::Ipv4;

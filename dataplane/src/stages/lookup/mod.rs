@@ -1,3 +1,4 @@
 //! Which flow is the packet of?
 
 pub mod conntrack;
+mod related;

@@ -7,6 +7,7 @@ pub mod echo;
 pub mod encap;
 pub mod fragment;
 pub mod icmp_error;
+mod related;
 mod reset;
 pub mod rewrite;
 

@@ -1,5 +1,6 @@
 //! What changes in the packet itself on its way out.
 
+use super::related;
 use crate::flow::HalfId;
 use crate::flow::flows::Flows;
 use crate::flow::half::Rewrite;
@@ -49,6 +50,10 @@ fn translate(frame: &mut Frame, meta: &mut Meta, flows: &Flows) {
     meta.flow = 0;
     meta.translated = true;
     let Some(ip) = frame.bytes_mut().get_mut(ethernet::HEADER_LEN..) else { return };
+    if meta.is_related {
+        related::step(ip, meta, half, flows);
+        return;
+    }
     match meta.kind {
         Kind::Ipv4 => {
             let rewrite = flows.v4.half(half).rewrite();
