@@ -18,11 +18,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use overlane_api::MacAddr;
 use overlane_dataplane::node::host_port::{HostPort, HostPortError, HostPortSettings};
-use overlane_dataplane::node::links::{LinkEvent, LinkWatch, peer_mac};
+use overlane_dataplane::node::links::{LinkEvent, LinkWatch, by_name, peer_mac};
 use overlane_dataplane::node::neighbors::{
     NeighborEvent, NeighborTable, Outcome, Unresolved, WatchError,
 };
 use overlane_dataplane::node::netlink::Netlink;
+use overlane_dataplane::node::routes::{Interfaces, RouteMirror};
+use overlane_dataplane::tables::compile::underlay::Way;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -281,6 +283,64 @@ fn own_multicast_and_broadcast_addresses_are_refused() {
     table.watch(ip("192.0.2.1")).unwrap();
     let event = until(&mut table, |event| event.destination == ip("192.0.2.1"));
     assert!(matches!(event.outcome, Outcome::Unresolved(Unresolved::NoRoute(_))), "{event:?}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_nodes_routes_are_mirrored_and_followed() {
+    let _far = pair();
+    sh("ip link add other type veth peer name otherx
+        ip addr add 10.9.9.1/24 dev other
+        ip link set other up; ip link set otherx up
+        ip route add default via 10.0.1.5
+        ip -6 route add default via fe80::5 dev eth0
+        ip route add 192.168.0.0/16 via 10.9.9.2
+        ip route add blackhole 198.51.100.0/24
+        ip route add 203.0.113.0/24 metric 10 \\
+          nexthop via 10.9.9.2 dev other nexthop via 10.0.1.6 dev eth0
+        ip neigh add fe80::5 lladdr 02:00:00:00:00:05 dev eth0
+        ip neigh add fe80::5 lladdr 02:00:00:00:00:99 dev other");
+    let uplink =
+        |name: &str| by_name(&mut Netlink::open().unwrap(), name).unwrap().unwrap().ifindex;
+    let interfaces = Some(Interfaces { uplink: uplink("eth0"), host_port: None });
+    let (mut mirror, mut table) = (RouteMirror::open().unwrap(), NeighborTable::open().unwrap());
+    let ways = mirror.refresh(interfaces, 0, Instant::now()).unwrap().unwrap();
+    let way = |prefix: &str| ways.get(&prefix.parse().unwrap()).copied();
+    for (prefix, expected) in [
+        ("0.0.0.0/0", Some(Way::Gateway(ip("10.0.1.5")))),
+        ("::/0", Some(Way::Gateway(ip("fe80::5")))),
+        ("10.0.1.0/24", Some(Way::Link)),
+        ("fd00:10:0:1::/64", Some(Way::Link)),
+        ("10.9.9.0/24", Some(Way::Elsewhere)),
+        ("192.168.0.0/16", Some(Way::Elsewhere)),
+        ("198.51.100.0/24", Some(Way::Elsewhere)),
+        ("203.0.113.0/24", Some(Way::Gateway(ip("10.0.1.6")))),
+        ("fe80::/64", None),
+        ("10.0.1.4/32", None),
+    ] {
+        assert_eq!(way(prefix), expected, "{prefix} of {ways:?}");
+    }
+    // The gateway is the neighbour of its interface, whatever route has the address.
+    table.watch_neighbor(uplink("eth0"), ip("fe80::5")).unwrap();
+    let event = until(&mut table, |event| is_at(event, "fe80::5", 5));
+    assert_eq!(event.interface, Some(uplink("eth0")));
+    let changes = table.route_news();
+    assert!(mirror.refresh(interfaces, changes, Instant::now()).unwrap().is_none_or(|w| w == ways));
+    sh("ip route replace default via 10.0.1.6");
+    let deadline = Instant::now() + PATIENCE;
+    let moved = loop {
+        assert!(Instant::now() < deadline, "the new default route was not seen");
+        table.process(Instant::now()).unwrap();
+        let read = mirror.refresh(interfaces, table.route_news(), Instant::now()).unwrap();
+        match read.filter(|read| *read != ways) {
+            Some(read) => break read,
+            None => wait_for(table.fd()),
+        }
+    };
+    let default = moved.get(&"0.0.0.0/0".parse().unwrap());
+    assert_eq!(default, Some(&Way::Gateway(ip("10.0.1.6"))));
+    let gone = mirror.refresh(None, table.route_news(), Instant::now()).unwrap();
+    assert_eq!(gone, Some(Default::default()), "without an uplink there is no way out");
 }
 
 #[test]

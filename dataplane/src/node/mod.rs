@@ -19,6 +19,7 @@ pub mod netlink;
 mod next_hops;
 pub mod plan;
 pub mod process;
+pub mod routes;
 pub mod settings;
 pub mod socket;
 mod status;

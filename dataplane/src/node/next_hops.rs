@@ -1,7 +1,8 @@
 //! From destinations on the underlay to MACs in the tables: follows what the kernel knows of every
-//! peer's next hop, of the hosts that flat mode sends to, and of path MTUs.
+//! peer's next hop, of the node's own routes and their gateways, of hosts on the uplink's link that
+//! pods send to, and of path MTUs.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,9 @@ use overlane_api::{Mode, Peer, Underlay};
 
 use super::neighbors::{NeighborEvent, NeighborTable, Outcome, Resolution};
 use super::process::Process;
+use super::routes::{Interfaces, MAX_ROUTES, RouteMirror};
 use crate::stages::Notice;
+use crate::tables::compile::underlay::{self, MAX_HOSTS, Ways};
 use crate::tables::peers::{Adjacency, tunnel_family};
 
 /// How long a learned path MTU is believed (RFC 1191 section 6.3).
@@ -24,19 +27,53 @@ pub(super) struct NextHops {
     peers: HashMap<IpAddr, BTreeSet<String>>,
     /// Peer -> its destinations, the preferred one first.
     destinations: HashMap<String, Vec<IpAddr>>,
-    /// Hosts that flat mode sends to.
-    hosts: BTreeSet<IpAddr>,
+    routes: RouteMirror,
+    /// Gateways of the node's own routes, each with the interface it is followed on.
+    gateways: BTreeMap<IpAddr, u32>,
+    hosts: Hosts,
     /// Learned path MTUs: peer -> when.
     path_mtus: HashMap<String, Instant>,
 }
 
+/// Hosts that pods send to on the uplink's link, in the order in which they were wanted.
+#[derive(Debug, Default)]
+struct Hosts {
+    known: HashMap<IpAddr, u64>,
+    order: BTreeMap<u64, IpAddr>,
+    wanted: u64,
+}
+
+impl Hosts {
+    fn contains(&self, host: IpAddr) -> bool {
+        self.known.contains_key(&host)
+    }
+
+    /// Adds a host, as the youngest if it is new; what there was no room for is returned.
+    fn insert(&mut self, host: IpAddr, most: usize) -> Option<IpAddr> {
+        if self.contains(host) {
+            return None;
+        }
+        self.wanted += 1;
+        self.known.insert(host, self.wanted);
+        self.order.insert(self.wanted, host);
+        if self.known.len() <= most {
+            return None;
+        }
+        let (_, oldest) = self.order.pop_first()?;
+        self.known.remove(&oldest);
+        Some(oldest)
+    }
+}
+
 impl NextHops {
-    pub(super) fn new(table: NeighborTable) -> Self {
+    pub(super) fn new(table: NeighborTable, routes: RouteMirror) -> Self {
         Self {
             table,
             peers: HashMap::new(),
             destinations: HashMap::new(),
-            hosts: BTreeSet::new(),
+            routes,
+            gateways: BTreeMap::new(),
+            hosts: Hosts::default(),
             path_mtus: HashMap::new(),
         }
     }
@@ -77,7 +114,7 @@ impl Process {
             names.remove(name);
             if names.is_empty() {
                 self.next_hops.peers.remove(&destination);
-                if !self.next_hops.hosts.contains(&destination) {
+                if !self.next_hops.hosts.contains(destination) {
                     self.next_hops.table.unwatch(destination);
                 }
             }
@@ -112,10 +149,89 @@ impl Process {
         self.resolution(name).map(|r| NextHop { address: r.next_hop, mac: r.mac })
     }
 
-    /// All peers anew: the uplink has come or changed.
+    /// All next hops anew: the uplink has come or changed.
     pub(super) fn resolve_all(&mut self) {
         for name in self.next_hops.destinations.keys().cloned().collect::<Vec<_>>() {
             self.resolve_peer(&name);
+        }
+        for gateway in self.next_hops.gateways.keys().copied().collect::<Vec<_>>() {
+            self.resolve_gateway(gateway);
+        }
+        for host in self.next_hops.hosts.known.keys().copied().collect::<Vec<_>>() {
+            self.resolve_host(host);
+        }
+    }
+
+    /// Puts what is known of a gateway into the tables.
+    fn resolve_gateway(&mut self, gateway: IpAddr) {
+        let interface = self.next_hops.gateways.get(&gateway);
+        let outcome = interface.and_then(|i| self.next_hops.table.neighbor_outcome(*i, gateway));
+        let adjacency = self.adjacency_of(outcome);
+        self.compiler.set_gateway(gateway, adjacency);
+    }
+
+    /// Puts what is known of a host into the tables. Says whether its MAC is known.
+    fn resolve_host(&mut self, host: IpAddr) -> bool {
+        let adjacency = self.adjacency_of(self.next_hops.table.outcome(host));
+        self.compiler.set_next_hop(host, adjacency);
+        adjacency.is_some()
+    }
+
+    fn adjacency_of(&self, outcome: Option<&Outcome>) -> Option<Adjacency> {
+        match outcome? {
+            Outcome::Resolved(resolution) => self.adjacency(resolution),
+            Outcome::Unresolved(_) => None,
+        }
+    }
+
+    /// The node's own routes, if they have changed. Says whether the tables changed.
+    pub(super) fn process_routes(&mut self, now: Instant) -> bool {
+        let interfaces = self.uplink.as_ref().map(|uplink| Interfaces {
+            uplink: uplink.ifindex,
+            host_port: self.host.as_ref().map(|host| host.pair.host_ifindex()),
+        });
+        let changes = self.next_hops.table.route_news();
+        let ways = match self.next_hops.routes.refresh(interfaces, changes, now) {
+            Ok(Some(ways)) => ways,
+            Ok(None) => return false,
+            Err(error) => {
+                self.warn("routes", error.to_string());
+                return false;
+            }
+        };
+        match self.next_hops.routes.left_out() {
+            0 => self.clear_warning("routes"),
+            surplus => self.warn(
+                "routes",
+                format!(
+                    "the node has {surplus} routes more than the {MAX_ROUTES} that pods can use: \
+                     the longest prefixes are left out"
+                ),
+            ),
+        }
+        self.follow_gateways(&ways, interfaces.map(|interfaces| interfaces.uplink));
+        if !self.compiler.set_ways(ways) {
+            return false;
+        }
+        for gateway in self.next_hops.gateways.keys().copied().collect::<Vec<_>>() {
+            self.resolve_gateway(gateway);
+        }
+        true
+    }
+
+    /// Follows the gateways of these routes, and no others.
+    fn follow_gateways(&mut self, ways: &Ways, uplink: Option<u32>) {
+        let wanted: BTreeMap<IpAddr, u32> =
+            underlay::gateways(ways).filter_map(|gateway| Some((gateway, uplink?))).collect();
+        for (gateway, interface) in &wanted {
+            if let Err(error) = self.next_hops.table.watch_neighbor(*interface, *gateway) {
+                tracing::warn!(%gateway, %error, "cannot follow a gateway");
+            }
+        }
+        for (gateway, interface) in std::mem::replace(&mut self.next_hops.gateways, wanted) {
+            if self.next_hops.gateways.get(&gateway) != Some(&interface) {
+                self.next_hops.table.unwatch_neighbor(interface, gateway);
+            }
         }
     }
 
@@ -139,17 +255,17 @@ impl Process {
 
     fn neighbor_event(&mut self, event: &NeighborEvent) {
         tracing::debug!(destination = %event.destination, outcome = ?event.outcome, "next hop");
+        if event.interface.is_some() {
+            self.resolve_gateway(event.destination);
+            return;
+        }
         if let Some(names) = self.next_hops.peers.get(&event.destination).cloned() {
             for name in names {
                 self.resolve_peer(&name);
             }
         }
-        if self.next_hops.hosts.contains(&event.destination) {
-            let adjacency = match &event.outcome {
-                Outcome::Resolved(resolution) => self.adjacency(resolution),
-                Outcome::Unresolved(_) => None,
-            };
-            self.compiler.set_next_hop(event.destination, adjacency);
+        if self.next_hops.hosts.contains(event.destination) {
+            self.resolve_host(event.destination);
         }
     }
 
@@ -166,25 +282,18 @@ impl Process {
     }
 
     fn want_next_hop(&mut self, address: IpAddr) -> bool {
-        const MOST: usize = 4096;
-        if self.next_hops.hosts.len() >= MOST && !self.next_hops.hosts.contains(&address) {
-            // The lowest address goes: any will do, it comes back when it is wanted.
-            if let Some(oldest) = self.next_hops.hosts.pop_first() {
-                self.next_hops.table.unwatch(oldest);
-                self.compiler.set_next_hop(oldest, None);
-            }
-        }
-        self.next_hops.hosts.insert(address);
-        if self.next_hops.table.watch(address).is_err() {
-            self.next_hops.hosts.remove(&address);
+        if let Err(error) = self.next_hops.table.watch(address) {
+            tracing::debug!(%error, "no next hop");
             return false;
         }
-        let known = match self.next_hops.table.outcome(address) {
-            Some(Outcome::Resolved(resolution)) => self.adjacency(&resolution.clone()),
-            _ => None,
-        };
-        self.compiler.set_next_hop(address, known);
-        known.is_some()
+        // The oldest goes; it comes back when it is wanted.
+        if let Some(oldest) = self.next_hops.hosts.insert(address, MAX_HOSTS) {
+            if !self.next_hops.peers.contains_key(&oldest) {
+                self.next_hops.table.unwatch(oldest);
+            }
+            self.compiler.set_next_hop(oldest, None);
+        }
+        self.resolve_host(address)
     }
 
     fn learn_path_mtu(&mut self, address: IpAddr, mtu: u16, now: Instant) -> bool {
@@ -222,4 +331,21 @@ fn native_destinations(peer: &Peer) -> Vec<IpAddr> {
     destinations.sort_by_key(IpAddr::is_ipv6);
     destinations.extend(&peer.addresses);
     destinations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_wanted_first_goes_first() {
+        let host = |n: u8| IpAddr::from([10, 0, 0, n]);
+        let mut hosts = Hosts::default();
+        // The lowest address is not the oldest.
+        assert_eq!([9, 1, 5].map(|n| hosts.insert(host(n), 3)), [None; 3]);
+        assert_eq!(hosts.insert(host(9), 3), None, "wanted again, and as old as before");
+        assert_eq!(hosts.insert(host(7), 3), Some(host(9)));
+        assert_eq!(hosts.insert(host(9), 3), Some(host(1)));
+        assert!(hosts.contains(host(5)) && !hosts.contains(host(1)));
+    }
 }

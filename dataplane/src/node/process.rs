@@ -15,6 +15,7 @@ use super::links::{Link, LinkEvent, LinkWatch};
 use super::neighbors::NeighborTable;
 use super::next_hops::NextHops;
 use super::plan::{self, PortNumbers};
+use super::routes::RouteMirror;
 use super::settings::Settings;
 use super::socket::{Call, CallReceiver, Server, mailbox};
 use super::uplink::{HostAttachment, Uplink};
@@ -163,7 +164,7 @@ impl Process {
             umems,
             plan,
             numbers: PortNumbers::default(),
-            next_hops: NextHops::new(NeighborTable::open()?),
+            next_hops: NextHops::new(NeighborTable::open()?, RouteMirror::open()?),
             links: LinkWatch::open()?,
             warnings: BTreeMap::new(),
             started: Instant::now(),
@@ -222,6 +223,7 @@ impl Process {
     fn work(&mut self, now: Instant) {
         let mut changed = self.process_links();
         changed |= self.process_neighbors(now);
+        changed |= self.process_routes(now);
         changed |= self.process_notices(now);
         changed |= self.try_again(now);
         if changed {

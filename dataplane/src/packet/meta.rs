@@ -62,9 +62,9 @@ pub enum Target {
     Host,
     /// This dataplane as the pods' gateway.
     Gateway,
-    /// The underlay, unencapsulated, by index of its next hop (flat mode).
+    /// Outside of the cluster, or in flat mode inside: unencapsulated, by index of the next hop.
     Underlay(u32),
-    /// The underlay, but no next hop is known yet for the address (flat mode).
+    /// The same, but no next hop is known yet for the address.
     UnderlayUnknown,
     /// A service, by VIP number (see `tables/services`).
     Service(u32),
@@ -76,6 +76,10 @@ impl Route {
 
     /// Largest index that fits.
     pub const MAX_INDEX: u32 = Self::INDEX;
+
+    /// Nothing has the addresses of a prefix, and no shorter prefix is asked: [`Target::None`], but
+    /// an entry of a table.
+    pub const DEAD_END: Self = Self(1);
 
     /// Packs a target.
     #[must_use]
@@ -110,7 +114,7 @@ impl Route {
         }
     }
 
-    /// Is there a target?
+    /// Is there a target, or a [`Self::DEAD_END`]?
     #[inline]
     #[must_use]
     pub const fn is_some(self) -> bool {
@@ -249,5 +253,7 @@ mod tests {
             assert_eq!(Route::new(target).target(), target);
             assert_eq!(Route::new(target).is_some(), target != Target::None);
         }
+        assert_eq!(Route::DEAD_END.target(), Target::None);
+        assert!(Route::DEAD_END.is_some());
     }
 }

@@ -59,7 +59,7 @@ pub struct Context<'a> {
 /// Something for the slow thread to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
-    /// Flat mode: nobody knows the next hop of this address.
+    /// Nobody knows the next hop of this address on the underlay's link.
     NextHopWanted(std::net::IpAddr),
     /// A router says that packets to this address may have at most so many bytes.
     PathMtu(std::net::IpAddr, u16),
@@ -164,7 +164,7 @@ fn way_out(
             Ok(transmit::deliver::to_endpoint(frame, meta, endpoint, cx))
         }
         Target::Underlay(index) => {
-            resolve::hop::to_underlay(meta, tables.node.underlay_mtu, tables)?;
+            resolve::hop::to_outside(meta, tables)?;
             transmit::rewrite::step(frame, meta, cx.flows);
             Ok(transmit::deliver::to_next_hop(frame, meta, index, uplink, cx))
         }
@@ -175,6 +175,7 @@ fn way_out(
         }
         Target::Gateway => Ok(transmit::echo::step(frame, meta, cx)),
         Target::UnderlayUnknown => {
+            resolve::hop::to_outside(meta, tables)?;
             // It waits as what it will leave as: its flow may be gone by then.
             transmit::rewrite::step(frame, meta, cx.flows);
             Err(resolve::hop::to_unknown(frame, meta, cx))

@@ -47,7 +47,7 @@ pub struct Snapshot {
     pub peers_v4: Map<u32>,
     /// Outer IPv6 source address, host order -> index of the peer plus 1.
     pub peers_v6: Map<u128>,
-    /// Next hops of flat mode.
+    /// Next hops of what is not encapsulated: gateways, and hosts on the underlay's link.
     pub next_hops: Paged<Option<Adjacency>>,
     /// Services.
     pub services: ServiceTables,

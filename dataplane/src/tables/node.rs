@@ -81,6 +81,8 @@ pub struct NodeEntry {
     pub accept_zero_udp_checksum_v6: bool,
     /// Answer ARP and ND on the uplink for local endpoints (flat mode).
     pub answers_on_uplink: bool,
+    /// May pods' own addresses be seen outside of the cluster (flat mode)?
+    pub pods_on_underlay: bool,
     /// Largest IP packet on the underlay, bytes.
     pub underlay_mtu: u16,
     /// The host port.
@@ -127,6 +129,7 @@ impl NodeEntry {
             vxlan_strict: node.encap.vxlan_strict,
             accept_zero_udp_checksum_v6: node.encap.accept_zero_udp_checksum_v6,
             answers_on_uplink: node.mode == Mode::Flat,
+            pods_on_underlay: node.mode == Mode::Flat,
             underlay_mtu: node.underlay_mtu,
             host: None,
             uplink_mac: MacAddr::default(),

@@ -1,7 +1,9 @@
 //! Destination address -> what has it.
 //!
 //! Endpoints and nodes are single addresses, in one hash table; pod ranges are prefixes, in one
-//! hash table per prefix length that occurs (a cluster has one or two), tried longest first.
+//! hash table per prefix length that occurs (a cluster has one or two), tried longest first. What
+//! the cluster does not have is looked for in the underlay's prefixes: the node's own routes.
+//! However long one of those is, it takes no address from the cluster.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,12 +12,16 @@ use ipnet::IpNet;
 use super::hash::{Key, Map};
 use crate::packet::meta::Route;
 
+/// By prefix length, longest first: the mask and the networks.
+type Prefixes<K> = Vec<(u8, K, Map<K>)>;
+
 /// Routes of one address family.
 #[derive(Debug, Clone, Default)]
 pub struct Routes<K: Key> {
     hosts: Map<K>,
-    /// By prefix length, longest first: the mask and the networks.
-    prefixes: Vec<(u8, K, Map<K>)>,
+    prefixes: Prefixes<K>,
+    /// Asked when neither has the address.
+    underlay: Prefixes<K>,
 }
 
 /// An address as a key: bits, host order.
@@ -79,13 +85,8 @@ impl<K: Address> Routes<K> {
 
     /// What has the longest prefix that contains `address`.
     fn get_prefix(&self, address: K) -> Route {
-        for (_, mask, networks) in &self.prefixes {
-            let value = networks.get(address.network(*mask));
-            if value != 0 {
-                return Route(value);
-            }
-        }
-        Route(0)
+        let route = longest(&self.prefixes, address);
+        if route.is_some() { route } else { longest(&self.underlay, address) }
     }
 
     /// What has `address` itself, prefixes aside.
@@ -106,32 +107,53 @@ impl<K: Address> Routes<K> {
         if len >= K::BITS {
             return Route(self.hosts.set(address, route.0));
         }
-        let mask = K::mask(len);
-        let place = self.prefixes.binary_search_by(|(other, _, _)| len.cmp(other));
-        match place {
-            Ok(at) => {
-                let (_, _, networks) = &mut self.prefixes[at];
-                let old = networks.set(address.network(mask), route.0);
-                if networks.is_empty() {
-                    self.prefixes.remove(at);
-                }
-                Route(old)
-            }
-            Err(at) => {
-                if route.is_some() {
-                    let mut networks = Map::default();
-                    networks.set(address.network(mask), route.0);
-                    self.prefixes.insert(at, (len, mask, networks));
-                }
-                Route(0)
-            }
-        }
+        set_in(&mut self.prefixes, address, len, route)
+    }
+
+    /// Sets where `address/len` is reached outside of the cluster, as [`Routes::set`] does.
+    pub fn set_underlay(&mut self, address: K, len: u8, route: Route) -> Route {
+        set_in(&mut self.underlay, address, len.min(K::BITS), route)
     }
 
     /// Bytes of memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.hosts.bytes() + self.prefixes.iter().map(|(_, _, map)| map.bytes()).sum::<usize>()
+        let prefixes = self.prefixes.iter().chain(&self.underlay);
+        self.hosts.bytes() + prefixes.map(|(_, _, map)| map.bytes()).sum::<usize>()
+    }
+}
+
+/// What has the longest of `prefixes` that contains `address`.
+fn longest<K: Address>(prefixes: &[(u8, K, Map<K>)], address: K) -> Route {
+    for (_, mask, networks) in prefixes {
+        let value = networks.get(address.network(*mask));
+        if value != 0 {
+            return Route(value);
+        }
+    }
+    Route(0)
+}
+
+/// Sets what has `address/len`; the route of nothing removes it. Returns the former one.
+fn set_in<K: Address>(prefixes: &mut Prefixes<K>, address: K, len: u8, route: Route) -> Route {
+    let mask = K::mask(len);
+    match prefixes.binary_search_by(|(other, _, _)| len.cmp(other)) {
+        Ok(at) => {
+            let (_, _, networks) = &mut prefixes[at];
+            let old = networks.set(address.network(mask), route.0);
+            if networks.is_empty() {
+                prefixes.remove(at);
+            }
+            Route(old)
+        }
+        Err(at) => {
+            if route.is_some() {
+                let mut networks = Map::default();
+                networks.set(address.network(mask), route.0);
+                prefixes.insert(at, (len, mask, networks));
+            }
+            Route(0)
+        }
     }
 }
 
@@ -158,6 +180,27 @@ impl RouteTables {
         match prefix {
             IpNet::V4(net) => self.v4.set(net.network().to_bits(), net.prefix_len(), route),
             IpNet::V6(net) => self.v6.set(net.network().to_bits(), net.prefix_len(), route),
+        }
+    }
+
+    /// Sets where `prefix` is reached outside of the cluster. Returns the former route.
+    pub fn set_underlay(&mut self, prefix: IpNet, route: Route) -> Route {
+        match prefix {
+            IpNet::V4(net) => {
+                self.v4.set_underlay(net.network().to_bits(), net.prefix_len(), route)
+            }
+            IpNet::V6(net) => {
+                self.v6.set_underlay(net.network().to_bits(), net.prefix_len(), route)
+            }
+        }
+    }
+
+    /// What has the longest prefix that contains `address`, whatever has the address itself.
+    #[must_use]
+    pub fn prefix(&self, address: IpAddr) -> Route {
+        match address {
+            IpAddr::V4(address) => self.v4.get_prefix(address.to_bits()),
+            IpAddr::V6(address) => self.v6.get_prefix(address.to_bits()),
         }
     }
 
@@ -226,6 +269,33 @@ mod tests {
         assert_eq!(get(&routes, "10.244.2.10"), route(1));
         routes.set_prefix("::/0".parse().unwrap(), route(9));
         assert_eq!(get(&routes, "fd00::1"), route(9));
+    }
+
+    #[test]
+    fn no_route_of_the_underlay_takes_an_address_from_the_cluster() {
+        let mut routes = RouteTables::default();
+        let prefix = |text: &str| text.parse::<IpNet>().unwrap();
+        routes.set_prefix(prefix("10.244.2.0/24"), route(1));
+        routes.set_host("10.244.3.1".parse().unwrap(), route(2));
+        routes.set_underlay(prefix("0.0.0.0/0"), route(3));
+        routes.set_underlay(prefix("10.244.2.128/25"), route(4));
+        routes.set_underlay(prefix("10.244.3.1/32"), route(5));
+        routes.set_underlay(prefix("10.245.0.0/16"), Route::DEAD_END);
+        routes.set_underlay(prefix("10.245.7.7/32"), route(6));
+        for (address, expected) in [
+            ("10.244.2.200", route(1)),
+            ("10.244.3.1", route(2)),
+            ("10.244.3.2", route(3)),
+            ("10.245.7.7", route(6)),
+            ("10.245.7.8", Route::DEAD_END),
+            ("203.0.113.10", route(3)),
+        ] {
+            assert_eq!(routes.get(address.parse().unwrap()), expected, "{address}");
+        }
+        assert_eq!(routes.prefix("10.244.3.1".parse().unwrap()), route(5));
+        assert_eq!(routes.set_underlay(prefix("0.0.0.0/0"), Route(0)), route(3));
+        assert_eq!(routes.get("203.0.113.10".parse().unwrap()), Route(0));
+        assert_eq!(routes.get("2001:db8::1".parse().unwrap()), Route(0));
     }
 
     proptest! {

@@ -14,6 +14,7 @@ mod encap;
 mod flat;
 mod icmp_error;
 mod model;
+mod outside;
 mod service_tables;
 mod services;
 mod sizes;

@@ -11,6 +11,8 @@
 //!                     addresses or links change                  failed or deleted
 //! ```
 //!
+//! A neighbour of an interface can be followed without a route, too: the gateway of a route is one.
+//!
 //! A MAC stays in use while its entry is being resolved anew, until the kernel says that nobody
 //! answers.
 
@@ -49,7 +51,10 @@ const DATAGRAMS_PER_CALL: usize = 256;
 const LOOKUPS_PER_CALL: usize = 256;
 const EVENTS_PER_CALL: usize = 2048;
 
-/// A watched destination.
+/// What is watched: an address, by whichever route it has, or on an interface.
+type Watched = (Option<u32>, IpAddr);
+
+/// What is known of it.
 #[derive(Debug, Default)]
 struct Watch {
     via: Option<Result<Via, Unresolved>>,
@@ -63,7 +68,7 @@ struct Watch {
 struct NextHop {
     mac: Option<MacAddr>,
     state: Option<NeighbourState>,
-    users: HashSet<IpAddr>,
+    users: HashSet<Watched>,
     failures: u32,
     probed_at: Option<Instant>,
     probe_at: Option<Instant>,
@@ -74,14 +79,15 @@ struct NextHop {
 pub struct NeighborTable {
     netlink: Netlink,
     events: Events,
-    watches: HashMap<IpAddr, Watch>,
+    watches: HashMap<Watched, Watch>,
     next_hops: HashMap<Key, NextHop>,
     /// Next hops by the time when they are to be checked.
     timers: BTreeSet<(Instant, Key)>,
-    lookups: VecDeque<IpAddr>,
+    lookups: VecDeque<Watched>,
     rereads: VecDeque<Key>,
-    reports: VecDeque<IpAddr>,
+    reports: VecDeque<Watched>,
     routes_changed: bool,
+    route_news: u64,
     round_at: Option<Instant>,
     overflows: u64,
     lost: bool,
@@ -113,6 +119,7 @@ impl NeighborTable {
             rereads: VecDeque::new(),
             reports: VecDeque::new(),
             routes_changed: false,
+            route_news: 0,
             round_at: None,
             overflows: 0,
             lost: false,
@@ -139,34 +146,67 @@ impl NeighborTable {
         self.overflows
     }
 
+    /// Counts up when routes, rules, addresses or links may have changed.
+    #[must_use]
+    pub const fn route_news(&self) -> u64 {
+        self.route_news
+    }
+
     /// Starts to follow `destination`; its state will be an event. Again is no error and no
     /// event.
     ///
     /// # Errors
     /// [`WatchError`] when it can be no other node's address.
     pub fn watch(&mut self, destination: IpAddr) -> Result<(), WatchError> {
-        let broadcast = destination == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
-        let special =
-            destination.is_multicast() || destination.is_loopback() || destination.is_unspecified();
+        self.start((None, destination))
+    }
+
+    /// Starts to follow the neighbour `address` of an interface, as [`Self::watch`] does.
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub fn watch_neighbor(&mut self, ifindex: u32, address: IpAddr) -> Result<(), WatchError> {
+        self.start((Some(ifindex), address))
+    }
+
+    fn start(&mut self, watched: Watched) -> Result<(), WatchError> {
+        let (_, address) = watched;
+        let broadcast = address == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+        let special = address.is_multicast() || address.is_loopback() || address.is_unspecified();
         if broadcast || special {
-            return Err(WatchError::NotUnicast(destination));
+            return Err(WatchError::NotUnicast(address));
         }
-        self.watches.entry(destination).or_default();
-        self.queue_lookup(destination);
+        self.watches.entry(watched).or_default();
+        self.queue_lookup(watched);
         Ok(())
     }
 
     /// Stops following `destination`. Events about it that were not yet told are not any more.
     pub fn unwatch(&mut self, destination: IpAddr) {
-        if let Some(Watch { via: Some(Ok(via)), .. }) = self.watches.remove(&destination) {
-            self.leave(via.key, destination);
+        self.stop((None, destination));
+    }
+
+    /// Stops following a neighbour, as [`Self::unwatch`] does.
+    pub fn unwatch_neighbor(&mut self, ifindex: u32, address: IpAddr) {
+        self.stop((Some(ifindex), address));
+    }
+
+    fn stop(&mut self, watched: Watched) {
+        if let Some(Watch { via: Some(Ok(via)), .. }) = self.watches.remove(&watched) {
+            self.leave(via.key, watched);
         }
     }
 
     /// The state last told of `destination`.
     #[must_use]
     pub fn outcome(&self, destination: IpAddr) -> Option<&Outcome> {
-        self.watches.get(&destination)?.reported.as_ref()
+        self.watches.get(&(None, destination))?.reported.as_ref()
+    }
+
+    /// The state last told of a neighbour.
+    #[must_use]
+    pub fn neighbor_outcome(&self, ifindex: u32, address: IpAddr) -> Option<&Outcome> {
+        self.watches.get(&(Some(ifindex), address))?.reported.as_ref()
     }
 
     /// Reads the kernel's news, looks up what needs it and tells what has changed: a bounded
@@ -254,22 +294,27 @@ impl NeighborTable {
                     self.update(key, None, now);
                 }
             }
-            M::NewRoute(_) | M::DelRoute(_) | M::NewRule(_) | M::DelRule(_) => {
-                self.routes_changed = true;
-            }
-            M::NewAddress(_) | M::DelAddress(_) => self.routes_changed = true,
-            M::NewLink(message) | M::DelLink(message) => {
-                self.routes_changed |= message.header.interface_family == AddressFamily::Unspec;
+            M::NewRoute(_) | M::DelRoute(_) | M::NewRule(_) | M::DelRule(_) => self.reroute(),
+            M::NewAddress(_) | M::DelAddress(_) => self.reroute(),
+            M::NewLink(message) | M::DelLink(message)
+                if message.header.interface_family == AddressFamily::Unspec =>
+            {
+                self.reroute();
             }
             _ => {}
         }
+    }
+
+    fn reroute(&mut self) {
+        self.routes_changed = true;
+        self.route_news += 1;
     }
 
     /// After lost news nothing that was read before can be relied on.
     fn overflow(&mut self) {
         self.lost = false;
         self.overflows += 1;
-        self.routes_changed = true;
+        self.reroute();
         self.round_at = None;
         self.rereads = self.next_hops.keys().copied().collect();
         tracing::warn!(overflows = self.overflows, "lost neighbour events, reading all again");
@@ -283,19 +328,22 @@ impl NeighborTable {
         }
         self.routes_changed = false;
         self.round_at = Some(now);
-        for (destination, watch) in &mut self.watches {
-            if !std::mem::replace(&mut watch.lookup_queued, true) {
-                self.lookups.push_back(*destination);
+        for (watched, watch) in &mut self.watches {
+            if watched.0.is_none() && !std::mem::replace(&mut watch.lookup_queued, true) {
+                self.lookups.push_back(*watched);
             }
         }
     }
 
     fn look_up(&mut self, now: Instant) -> Result<(), NetlinkError> {
         for _ in 0..LOOKUPS_PER_CALL {
-            let Some(&destination) = self.lookups.front() else { break };
-            if self.watches.contains_key(&destination) {
-                let via = kernel::route(&mut self.netlink, destination)?;
-                self.set_via(destination, via);
+            let Some(&watched) = self.lookups.front() else { break };
+            if self.watches.contains_key(&watched) {
+                let via = match watched {
+                    (None, destination) => kernel::route(&mut self.netlink, destination)?,
+                    (Some(ifindex), address) => Ok(Via { key: (ifindex, address), source: None }),
+                };
+                self.set_via(watched, via);
             }
             self.lookups.pop_front();
         }
@@ -310,24 +358,24 @@ impl NeighborTable {
         Ok(())
     }
 
-    fn set_via(&mut self, destination: IpAddr, via: Result<Via, Unresolved>) {
-        let Some(watch) = self.watches.get_mut(&destination) else { return };
+    fn set_via(&mut self, watched: Watched, via: Result<Via, Unresolved>) {
+        let Some(watch) = self.watches.get_mut(&watched) else { return };
         watch.lookup_queued = false;
         let key = via.as_ref().ok().map(|via| via.key);
         let before = watch.via.replace(via);
         let before = before.and_then(Result::ok).map(|via| via.key);
         if before != key {
             if let Some(before) = before {
-                self.leave(before, destination);
+                self.leave(before, watched);
             }
             if let Some(key) = key {
-                self.join(key, destination);
+                self.join(key, watched);
             }
         }
-        self.queue_report(destination);
+        self.queue_report(watched);
     }
 
-    fn join(&mut self, key: Key, destination: IpAddr) {
+    fn join(&mut self, key: Key, watched: Watched) {
         let rereads = &mut self.rereads;
         let hop = self.next_hops.entry(key).or_insert_with(|| {
             rereads.push_back(key);
@@ -340,12 +388,12 @@ impl NeighborTable {
                 probe_at: None,
             }
         });
-        hop.users.insert(destination);
+        hop.users.insert(watched);
     }
 
-    fn leave(&mut self, key: Key, destination: IpAddr) {
+    fn leave(&mut self, key: Key, watched: Watched) {
         let Some(hop) = self.next_hops.get_mut(&key) else { return };
-        hop.users.remove(&destination);
+        hop.users.remove(&watched);
         if hop.users.is_empty() {
             set_timer(&mut self.timers, hop, key, None);
             self.next_hops.remove(&key);
@@ -384,42 +432,43 @@ impl NeighborTable {
         };
         set_timer(&mut self.timers, hop, key, probe_at);
         if before != (hop.mac, hop.state == Some(S::Failed), hop.state == Some(S::Noarp)) {
-            for destination in &hop.users {
-                queue(&mut self.watches, &mut self.reports, *destination);
+            for watched in &hop.users {
+                queue(&mut self.watches, &mut self.reports, *watched);
             }
         }
     }
 
-    fn queue_lookup(&mut self, destination: IpAddr) {
-        if let Some(watch) = self.watches.get_mut(&destination)
+    fn queue_lookup(&mut self, watched: Watched) {
+        if let Some(watch) = self.watches.get_mut(&watched)
             && !std::mem::replace(&mut watch.lookup_queued, true)
         {
-            self.lookups.push_back(destination);
+            self.lookups.push_back(watched);
         }
     }
 
-    fn queue_report(&mut self, destination: IpAddr) {
-        queue(&mut self.watches, &mut self.reports, destination);
+    fn queue_report(&mut self, watched: Watched) {
+        queue(&mut self.watches, &mut self.reports, watched);
     }
 
     /// The queued destinations whose state differs from what was told last.
     fn tell(&mut self) -> Vec<NeighborEvent> {
         let mut events = Vec::new();
         for _ in 0..EVENTS_PER_CALL {
-            let Some(destination) = self.reports.pop_front() else { break };
-            let Some(outcome) = self.current(destination) else { continue };
-            let Some(watch) = self.watches.get_mut(&destination) else { continue };
+            let Some(watched) = self.reports.pop_front() else { break };
+            let Some(outcome) = self.current(watched) else { continue };
+            let Some(watch) = self.watches.get_mut(&watched) else { continue };
             watch.report_queued = false;
             if watch.reported.as_ref() != Some(&outcome) {
                 watch.reported = Some(outcome.clone());
-                events.push(NeighborEvent { destination, outcome });
+                let (interface, destination) = watched;
+                events.push(NeighborEvent { interface, destination, outcome });
             }
         }
         events
     }
 
-    fn current(&self, destination: IpAddr) -> Option<Outcome> {
-        let via = match self.watches.get(&destination)?.via.as_ref()? {
+    fn current(&self, watched: Watched) -> Option<Outcome> {
+        let via = match self.watches.get(&watched)?.via.as_ref()? {
             Ok(via) => via,
             Err(why) => return Some(Outcome::Unresolved(why.clone())),
         };
@@ -440,7 +489,7 @@ impl NeighborTable {
     }
 }
 
-fn queue(watches: &mut HashMap<IpAddr, Watch>, reports: &mut VecDeque<IpAddr>, to: IpAddr) {
+fn queue(watches: &mut HashMap<Watched, Watch>, reports: &mut VecDeque<Watched>, to: Watched) {
     if let Some(watch) = watches.get_mut(&to)
         && !std::mem::replace(&mut watch.report_queued, true)
     {

@@ -75,6 +75,8 @@ pub enum Outcome {
 /// A destination's state has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NeighborEvent {
+    /// The interface that it is a neighbour of; absent: it is followed by its route.
+    pub interface: Option<u32>,
     /// The destination.
     pub destination: IpAddr,
     /// Its state now.

@@ -10,7 +10,7 @@ use crate::stages::{Context, Notice};
 use crate::tables::Snapshot;
 use crate::wire::{ethernet, peek};
 
-/// Out on the underlay, to a peer or a next hop. `mtu` is the largest IP packet that takes that
+/// Out on the underlay, to a peer. `mtu` is the largest IP packet that takes that
 /// way, bytes; 0 when nothing does yet, and transmit says what is lacking.
 ///
 /// # Errors
@@ -21,6 +21,21 @@ pub fn to_underlay(meta: &Meta, mtu: u16, tables: &Snapshot) -> Result<(), Verdi
         return Err(not_through_us(meta, tables));
     }
     step(meta, mtu)
+}
+
+/// Out on the underlay, to a next hop that is no peer: to the outside, or in flat mode to anybody.
+///
+/// # Errors
+/// The verdict about a packet that may not go there.
+#[inline(always)]
+pub fn to_outside(meta: &Meta, tables: &Snapshot) -> Result<(), Verdict> {
+    // THE GUARD: no pod's address leaves the cluster. Only flat mode's are addresses of the
+    // underlay; in other modes a pod's packet has a flow, for which the egress rules have decided.
+    let is_decided = meta.flow != 0 || meta.translated;
+    if meta.origin == Origin::Endpoint && !is_decided && !tables.node.pods_on_underlay {
+        return Err(Verdict::Drop(DropReason::NoRoute));
+    }
+    to_underlay(meta, tables.node.underlay_mtu, tables)
 }
 
 /// What becomes of a packet from the underlay that is for somebody else there.
@@ -43,7 +58,7 @@ pub fn to_endpoint(meta: &Meta, mtu: u16) -> Result<(), Verdict> {
     step(meta, mtu)
 }
 
-/// Onto the underlay, to an address whose next hop nobody knows yet (flat mode).
+/// Onto the underlay's link, to an address whose next hop nobody knows yet.
 #[cold]
 pub fn to_unknown(frame: &Frame, meta: &Meta, cx: &mut Context<'_>) -> Verdict {
     let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();

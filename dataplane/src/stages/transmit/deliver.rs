@@ -55,7 +55,7 @@ pub(super) fn address_to_host(frame: &mut Frame, cx: &Context<'_>) {
     }
 }
 
-/// Unencapsulated, to next hop `index` (flat mode).
+/// Unencapsulated, to next hop `index`.
 pub fn to_next_hop(
     frame: &mut Frame,
     meta: &mut Meta,

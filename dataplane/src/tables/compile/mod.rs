@@ -10,6 +10,7 @@ mod names;
 mod peer;
 mod ranges;
 mod service;
+pub mod underlay;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,6 +23,7 @@ use self::egress::Rules;
 use self::names::Names;
 use self::ranges::Ranges;
 use self::service::Services;
+use self::underlay::Underlay;
 use super::Snapshot;
 use super::endpoints::{EndpointEntry, PortEntry};
 use super::node::{HostBinding, NodeEntry, UplinkBinding};
@@ -108,7 +110,7 @@ pub struct Compiler {
     local_endpoints: usize,
     uplink: UplinkBinding,
     host: Option<HostBinding>,
-    next_hops: HashMap<IpAddr, u32>,
+    underlay: Underlay,
     /// Flat mode: addresses of remote endpoints, which have no route of their own, and whose.
     unrouted: HashMap<IpAddr, String>,
     services: Services,
@@ -282,6 +284,7 @@ impl Compiler {
         self.unroute_node();
         self.node = Some(node);
         self.route_node();
+        self.route_underlay();
         self.rebuild_node();
         self.rebuild_peers();
         self.egress.mark_stale();
@@ -340,6 +343,7 @@ impl Compiler {
     fn remove_node(&mut self) -> Vec<Effect> {
         self.unroute_node();
         self.node = None;
+        self.route_underlay();
         self.rebuild_node();
         self.egress.mark_stale();
         vec![Effect::Node]
@@ -349,11 +353,6 @@ impl Compiler {
         let Some(node) = &self.node else { return };
         for cidr in &node.service_cidrs {
             self.tables.routes.set_prefix(*cidr, Route(0));
-        }
-        if node.mode == Mode::Flat {
-            for prefix in everything() {
-                self.tables.routes.set_prefix(prefix, Route(0));
-            }
         }
         let addresses = node.addresses.iter().chain(&node.gateway_addresses);
         for address in addresses.copied().collect::<Vec<_>>() {
@@ -372,11 +371,6 @@ impl Compiler {
         }
         for address in &node.gateway_addresses {
             self.tables.routes.set_host(*address, Route::new(Target::Gateway));
-        }
-        if node.mode == Mode::Flat {
-            for prefix in everything() {
-                self.tables.routes.set_prefix(prefix, Route::new(Target::UnderlayUnknown));
-            }
         }
     }
 

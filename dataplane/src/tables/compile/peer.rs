@@ -1,5 +1,5 @@
 //! Peers: pod ranges and node addresses as routes, underlay addresses as permitted sources, and
-//! the headers in front of what they are sent. Next hops of flat mode.
+//! the headers in front of what they are sent.
 
 use std::net::IpAddr;
 
@@ -10,9 +10,6 @@ use overlane_api::{Attachment, Mode, Peer};
 use super::{Compiler, Effect, PeerRecord};
 use crate::packet::meta::{Route, Target};
 use crate::tables::peers::{Adjacency, PeerEntry};
-
-/// Next hops that flat mode keeps at once.
-const MAX_NEXT_HOPS: usize = 4096;
 
 impl Compiler {
     pub(super) fn set_peer(&mut self, peer: Peer) -> Vec<Effect> {
@@ -133,6 +130,9 @@ impl Compiler {
         }
         for cidr in &peer.pod_cidrs {
             self.tables.routes.set_prefix(*cidr, route);
+        }
+        for cidr in peer.pod_cidrs.clone() {
+            self.settle_hosts(cidr);
         }
     }
 
@@ -273,47 +273,5 @@ impl Compiler {
     #[must_use]
     pub fn peer_count(&self) -> usize {
         self.peers.len()
-    }
-
-    /// Flat mode: tells the MACs towards `destination`'s next hop. It becomes a host route of
-    /// its own. None, or no room: there is none any more.
-    pub fn set_next_hop(&mut self, destination: IpAddr, adjacency: Option<Adjacency>) {
-        let taken = self.tables.routes.host(destination);
-        if taken.is_some() && !matches!(taken.target(), Target::Underlay(_)) {
-            return;
-        }
-        let Some(adjacency) = adjacency else {
-            self.forget_next_hop(destination);
-            return;
-        };
-        let known = self.next_hops.get(&destination).copied();
-        let index = match known {
-            Some(index) => index,
-            None if self.next_hops.len() >= MAX_NEXT_HOPS => return,
-            None => self.free_next_hop(),
-        };
-        if let Some(place) = self.tables.next_hops.get_mut(index) {
-            *place = Some(adjacency);
-        }
-        self.next_hops.insert(destination, index);
-        self.tables.routes.set_host(destination, Route::new(Target::Underlay(index)));
-    }
-
-    fn free_next_hop(&mut self) -> u32 {
-        let free = self.tables.next_hops.iter().position(Option::is_none);
-        let index = free.unwrap_or(self.tables.next_hops.len());
-        if index == self.tables.next_hops.len() {
-            self.tables.next_hops.push(None);
-        }
-        u32::try_from(index).unwrap_or(Route::MAX_INDEX)
-    }
-
-    pub(super) fn forget_next_hop(&mut self, destination: IpAddr) {
-        if let Some(index) = self.next_hops.remove(&destination) {
-            if let Some(place) = self.tables.next_hops.get_mut(index) {
-                *place = None;
-            }
-            self.tables.routes.set_host(destination, Route(0));
-        }
     }
 }
