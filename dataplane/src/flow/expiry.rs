@@ -113,6 +113,10 @@ impl<A: Address> FlowTable<A> {
         now: u32,
         gone: &mut dyn FnMut(&Removed<A>),
     ) -> bool {
+        for half in hashes.iter().flat_map(|hash| self.index.window(*hash)) {
+            prefetch(self.half(half));
+            prefetch(self.half(half.other()));
+        }
         let best = hashes
             .iter()
             .flat_map(|hash| self.index.window(*hash))

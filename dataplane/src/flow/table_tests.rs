@@ -487,6 +487,50 @@ fn equal_hashes_are_told_apart() {
 }
 
 #[test]
+fn no_room_for_the_answers_is_no_room_for_the_flow() {
+    let mut table = FlowTable4::new(64, 1).unwrap();
+    // Flows whose answers all belong to the same two buckets, and nowhere else.
+    let mut pair = table.index.places(0);
+    pair.sort_unstable();
+    let mut crowd = (0..u32::MAX).map(opening_to).filter(|opening| {
+        let places = |key: &FlowKey4| {
+            let mut places = table.index.places(table.hash(key));
+            places.sort_unstable();
+            places
+        };
+        let own = places(&opening.key);
+        places(&opening.leaving_as.reversed()) == pair && !own.iter().any(|own| pair.contains(own))
+    });
+    let openings: Vec<_> = crowd.by_ref().take(17).collect();
+    let last = crowd.next().unwrap();
+    for opening in &openings[..16] {
+        install(&mut table, opening, 0);
+        talk(&mut table, opening, OPEN, 0);
+    }
+    for refused in [&openings[16], &last] {
+        let hash = table.hash(&refused.key);
+        assert_eq!(table.insert(hash, refused, 1, &mut no_one), Err(InsertError::Full));
+        assert_eq!(table.index.find(hash, |_| true), None);
+        assert_eq!(look_up(&table, &refused.key), None);
+    }
+    assert_eq!(table.len(), 16);
+    // With one of them gone there is room again.
+    table.remove(FlowId(3)).unwrap();
+    let flow = install(&mut table, &last, 1);
+    assert_eq!(look_up(&table, &last.leaving_as.reversed()).unwrap().flow(), flow);
+}
+
+/// A flow of some pod.
+fn opening_to(source: u32) -> Opening<u32> {
+    let port = u16::try_from(source & 0xffff).unwrap();
+    let mut opening = opening(6, port, port);
+    opening.key.source = source;
+    opening.leaving_as.destination = source >> 16 | 1 << 31;
+    opening.key.destination = opening.leaving_as.destination;
+    opening
+}
+
+#[test]
 fn memory_is_as_documented() {
     // 128 bytes for both directions, 32 of index, 4 of deadline.
     let table = FlowTable4::new(1 << 20, 1).unwrap();
