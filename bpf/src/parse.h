@@ -20,11 +20,13 @@
 
 #define PROTO_HOP_BY_HOP  0
 #define PROTO_ICMP        1
+#define PROTO_TCP         6
 #define PROTO_UDP         17
 #define PROTO_ROUTING     43
 #define PROTO_FRAGMENT    44
 #define PROTO_ICMPV6      58
 #define PROTO_DESTINATION 60
+#define PROTO_SCTP        132
 
 /* Extension headers walked before the packet is taken as "transport not seen". */
 #define IPV6_EXTENSIONS_MAX 4
@@ -76,16 +78,34 @@ struct udp_header {
 	__sum16 checksum;
 };
 
+/* How TCP (RFC 9293), UDP (RFC 768) and SCTP (RFC 9260) begin. */
+struct ports {
+	__be16 source;
+	__be16 destination;
+};
+
 /* RFC 792, RFC 4443: the part common to errors and neighbour messages */
 struct icmp_header {
 	__u8 type;
 	__u8 code;
 	__sum16 checksum;
-	__be32 rest;
+	union {
+		__be32 rest;
+		__be16 identifier;   /* of an echo message */
+	};
 };
+#define ICMP_ECHO_REPLY               0
 #define ICMP_UNREACHABLE              3
+#define ICMP_ECHO_REQUEST             8
+#define ICMP_TIME_EXCEEDED            11
+#define ICMP_PARAMETER_PROBLEM        12
 #define ICMP_FRAGMENTATION_NEEDED     4   /* RFC 1191 section 4 */
+#define ICMPV6_UNREACHABLE            1
 #define ICMPV6_TOO_BIG                2   /* RFC 4443 section 3.2 */
+#define ICMPV6_TIME_EXCEEDED          3
+#define ICMPV6_PARAMETER_PROBLEM      4
+#define ICMPV6_ECHO_REQUEST           128
+#define ICMPV6_ECHO_REPLY             129
 #define ICMPV6_NEIGHBOR_SOLICITATION  135 /* RFC 4861 section 4.3 */
 
 /* RFC 826 for IPv4 over Ethernet. The addresses in the middle are not aligned: 16-bit halves. */
@@ -107,6 +127,7 @@ _Static_assert(sizeof(struct ipv4_header) == 20, "IPv4 header");
 _Static_assert(sizeof(struct ipv6_header) == 40, "IPv6 header");
 _Static_assert(sizeof(struct ipv6_extension) == 8, "IPv6 extension header");
 _Static_assert(sizeof(struct udp_header) == 8, "UDP header");
+_Static_assert(sizeof(struct ports) == 4, "ports");
 _Static_assert(sizeof(struct icmp_header) == 8, "ICMP header");
 _Static_assert(sizeof(struct arp_packet) == 28, "ARP packet");
 

@@ -13,10 +13,17 @@ pub struct UplinkSettings {
     pub vxlan_port: Option<u16>,
     /// Take ARP requests and neighbour solicitations whose target is in a local prefix.
     pub answer_neighbors: bool,
+    /// Take later fragments to egress addresses while there are SNAT ports. They have no ports:
+    /// among them are the host's own, which are to be given back to it. Off: the kernel gets them
+    /// all, and no answer to a flow that left with such an address may be fragmented (its first
+    /// piece, which has ports, is taken all the same).
+    pub take_fragments: bool,
 }
 
 /// Bytes of `struct ovl_settings`.
-pub(crate) const SETTINGS_BYTES: usize = 8;
+pub(crate) const SETTINGS_BYTES: usize = 12;
+/// Bytes of `struct ovl_node_port`.
+pub(crate) const NODE_PORT_BYTES: usize = 4;
 /// Bytes of `struct ovl_address`.
 pub(crate) const ADDRESS_BYTES: usize = 16;
 /// Bytes of `struct ovl_prefix_v4`.
@@ -27,12 +34,34 @@ pub(crate) const PREFIX_V4_BYTES: usize = 8;
 pub(crate) const PREFIX_V6_BYTES: usize = 20;
 
 impl UplinkSettings {
-    /// `struct ovl_settings`: ports in network byte order, the rest zero.
-    pub(crate) fn to_bytes(self) -> [u8; SETTINGS_BYTES] {
+    /// `struct ovl_settings`: tunnel ports in network byte order, SNAT ports in host byte order
+    /// (0: none).
+    pub(crate) fn to_bytes(self, snat: Option<(u16, u16)>) -> [u8; SETTINGS_BYTES] {
         let [g0, g1] = self.geneve_port.unwrap_or(0).to_be_bytes();
         let [v0, v1] = self.vxlan_port.unwrap_or(0).to_be_bytes();
-        [g0, g1, v0, v1, u8::from(self.answer_neighbors), 0, 0, 0]
+        let (first, last) = snat.unwrap_or_default();
+        let ([f0, f1], [l0, l1]) = (first.to_ne_bytes(), last.to_ne_bytes());
+        let flags = [self.answer_neighbors, self.take_fragments].map(u8::from);
+        [g0, g1, v0, v1, f0, f1, l0, l1, flags[0], flags[1], 0, 0]
     }
+}
+
+/// What an address is, as bits of its entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Role {
+    /// `OVL_IS_NODE`
+    Node = 1,
+    /// `OVL_IS_EGRESS`
+    Egress = 2,
+    /// `OVL_IS_SERVICE`
+    Service = 4,
+}
+
+/// `struct ovl_node_port`.
+pub(crate) fn node_port_key((protocol, port): (u8, u16)) -> [u8; NODE_PORT_BYTES] {
+    let [high, low] = port.to_be_bytes();
+    [protocol, 0, high, low]
 }
 
 /// `struct ovl_address`: IPv4 as `::ffff:a.b.c.d`.
@@ -64,31 +93,40 @@ pub enum Reason {
     PathMtu = 1,
     /// To the dataplane: the destination is in a local prefix.
     Prefix = 2,
-    /// To the dataplane: an ARP or neighbour question about an address in a local prefix.
+    /// To the dataplane: an ARP or neighbour question about an address in a local prefix or of a
+    /// service.
     Neighbor = 3,
+    /// To the dataplane: the destination is a service's address.
+    Service = 4,
+    /// To the dataplane: the destination is a NodePort of this node.
+    NodePort = 5,
+    /// To the dataplane: an answer to a flow that left with an egress address.
+    Egress = 6,
+    /// To the dataplane: an ICMP error about a packet from a NodePort, or of such a flow.
+    FlowError = 7,
     /// To the kernel: the frame ends before its own headers do.
-    Truncated = 4,
+    Truncated = 8,
     /// To the kernel: VLAN tagged. Take the tag off before the uplink to have it steered.
-    Vlan = 5,
+    Vlan = 9,
     /// To the kernel: multicast or broadcast that asks for nothing of ours.
-    Group = 6,
+    Group = 10,
     /// To the kernel: neither IPv4, IPv6 nor ARP, or a malformed header.
-    Protocol = 7,
+    Protocol = 11,
     /// To the kernel: a later UDP fragment to a node address. It has no port; if it belonged to
     /// a tunnel packet, the underlay's MTU is smaller than the peers believe.
-    Fragment = 8,
+    Fragment = 12,
     /// To the kernel: a node address that lies in a local prefix. The host stays reachable.
-    Node = 9,
+    Node = 13,
     /// To the kernel: everything else, which belongs to the host.
-    Other = 10,
+    Other = 14,
     /// Steered to the dataplane, but its queue had no socket, so the kernel got it. Stays zero
     /// while a dataplane serves every queue.
-    NoSocket = 11,
+    NoSocket = 15,
 }
 
 impl Reason {
     /// Number of reasons, which is the number of counters.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 16;
 
     /// All reasons in the order of their counters.
     pub const ALL: [Self; Self::COUNT] = [
@@ -96,6 +134,10 @@ impl Reason {
         Self::PathMtu,
         Self::Prefix,
         Self::Neighbor,
+        Self::Service,
+        Self::NodePort,
+        Self::Egress,
+        Self::FlowError,
         Self::Truncated,
         Self::Vlan,
         Self::Group,
@@ -108,8 +150,8 @@ impl Reason {
 
     /// The frame was meant for the dataplane.
     #[must_use]
-    pub fn is_steered(self) -> bool {
-        matches!(self, Self::Tunnel | Self::PathMtu | Self::Prefix | Self::Neighbor)
+    pub const fn is_steered(self) -> bool {
+        (self as usize) < Self::Truncated as usize
     }
 }
 
@@ -156,10 +198,19 @@ mod tests {
 
     #[test]
     fn settings_put_ports_in_network_order() {
-        let settings =
-            UplinkSettings { geneve_port: Some(6081), vxlan_port: None, answer_neighbors: true };
-        assert_eq!(settings.to_bytes(), [0x17, 0xc1, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(UplinkSettings::default().to_bytes(), [0; SETTINGS_BYTES]);
+        let settings = UplinkSettings {
+            geneve_port: Some(6081),
+            vxlan_port: None,
+            answer_neighbors: true,
+            take_fragments: false,
+        };
+        let bytes = settings.to_bytes(Some((10_240, 29_999)));
+        assert_eq!(bytes[..4], [0x17, 0xc1, 0, 0]);
+        assert_eq!(bytes[4..6], 10_240_u16.to_ne_bytes());
+        assert_eq!(bytes[6..8], 29_999_u16.to_ne_bytes());
+        assert_eq!(bytes[8..], [1, 0, 0, 0]);
+        assert_eq!(UplinkSettings::default().to_bytes(None), [0; SETTINGS_BYTES]);
+        assert_eq!(node_port_key((6, 30_080)), [6, 0, 0x75, 0x80]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The program of the uplink, and the tables it decides by.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use ipnet::IpNet;
@@ -14,7 +15,9 @@ use crate::diagnose::{self, BpfError};
 use crate::interface::Interface;
 use crate::program;
 use crate::skeleton::steer::SteerSkelBuilder;
-use crate::tables::{Reason, SteerCounters, UplinkSettings, address_key, prefix_key};
+use crate::tables::{
+    Reason, Role, SteerCounters, UplinkSettings, address_key, node_port_key, prefix_key,
+};
 
 /// Value of an entry that only has to be there.
 const PRESENT: [u8; 1] = [1];
@@ -38,8 +41,11 @@ pub struct UplinkSteering {
     maps: Maps,
     queues: u32,
     attachment: Option<Attachment>,
-    /// What the maps hold, in canonical form.
-    node_addresses: BTreeSet<IpAddr>,
+    settings: UplinkSettings,
+    snat_ports: Option<(u16, u16)>,
+    /// What the maps hold, addresses in canonical form; of addresses the bits of their roles.
+    addresses: BTreeMap<IpAddr, u8>,
+    node_ports: BTreeSet<(u8, u16)>,
     prefixes: BTreeSet<IpNet>,
 }
 
@@ -47,7 +53,8 @@ pub struct UplinkSteering {
 struct Maps {
     xsks: MapHandle,
     settings: MapHandle,
-    node_addresses: MapHandle,
+    addresses: MapHandle,
+    node_ports: MapHandle,
     prefixes_v4: MapHandle,
     prefixes_v6: MapHandle,
     counters: MapHandle,
@@ -78,7 +85,10 @@ impl UplinkSteering {
             maps,
             queues,
             attachment: None,
-            node_addresses: BTreeSet::new(),
+            settings: UplinkSettings::default(),
+            snat_ports: None,
+            addresses: BTreeMap::new(),
+            node_ports: BTreeSet::new(),
             prefixes: BTreeSet::new(),
         })
     }
@@ -94,38 +104,122 @@ impl UplinkSteering {
         Ok(())
     }
 
-    /// Replaces ports and flags, all at once.
+    /// Replaces ports and flags, all at once. SNAT ports stay as they are.
     ///
     /// # Errors
     /// [`BpfError::Map`].
     pub fn configure(&mut self, settings: &UplinkSettings) -> Result<(), BpfError> {
+        self.settings = *settings;
+        self.write_settings()
+    }
+
+    /// Replaces the range of ports, and of echo identifiers, that flows leave the cluster with:
+    /// what comes back to one of them at an egress address is steered, and ICMP errors about what
+    /// was sent from there. Port 0 is none. None, or an empty range: no port is.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn set_snat_ports(&mut self, ports: Option<RangeInclusive<u16>>) -> Result<(), BpfError> {
+        let ports = ports.map(|ports| ((*ports.start()).max(1), *ports.end()));
+        self.snat_ports = ports.filter(|(first, last)| first <= last);
+        self.write_settings()
+    }
+
+    fn write_settings(&self) -> Result<(), BpfError> {
         let first = 0_u32.to_ne_bytes();
-        program::write(&self.maps.settings, "settings", &first, &settings.to_bytes(), || {
-            format!("writing {settings:?}")
+        let bytes = self.settings.to_bytes(self.snat_ports);
+        program::write(&self.maps.settings, "settings", &first, &bytes, || {
+            format!("writing {:?} and SNAT ports {:?}", self.settings, self.snat_ports)
         })
     }
 
-    /// Replaces the addresses that tunnel packets are sent to. Those that stay are never absent
-    /// in between. IPv4 and IPv4-mapped IPv6 addresses are the same.
+    /// Replaces the addresses of this node: tunnel packets are sent to them, and NodePorts are
+    /// open there. Those that stay are never absent in between. IPv4 and IPv4-mapped IPv6
+    /// addresses are the same.
     ///
     /// # Errors
     /// [`BpfError::TableFull`] changes nothing; after [`BpfError::Map`] call it again.
     pub fn set_node_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), BpfError> {
-        const NAME: &str = "node_addresses";
+        self.set_role(Role::Node, addresses)
+    }
+
+    /// Replaces the addresses that flows leave the cluster with: this node's own, and those of
+    /// NAT gateways that it holds. Of packets to them only those to SNAT ports are steered.
+    ///
+    /// # Errors
+    /// As [`Self::set_node_addresses`].
+    pub fn set_egress_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), BpfError> {
+        self.set_role(Role::Egress, addresses)
+    }
+
+    /// Replaces the addresses that only services have: all TCP, UDP, SCTP and ICMP packets to
+    /// them are steered, fragments as well, and ARP requests and neighbour solicitations for
+    /// them. An address that is this node's too is never steered so: the host stays reachable.
+    ///
+    /// # Errors
+    /// As [`Self::set_node_addresses`].
+    pub fn set_service_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), BpfError> {
+        self.set_role(Role::Service, addresses)
+    }
+
+    fn set_role(&mut self, role: Role, addresses: &[IpAddr]) -> Result<(), BpfError> {
+        const NAME: &str = "addresses";
+        let bit = role as u8;
         let wanted: BTreeSet<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
-        let map = &self.maps.node_addresses;
-        room(map, NAME, self.node_addresses.union(&wanted).count())?;
+        let new = wanted.iter().filter(|address| !self.addresses.contains_key(address)).count();
+        room(&self.maps.addresses, NAME, self.addresses.len() + new)?;
         for address in &wanted {
-            if !self.node_addresses.contains(address) {
-                program::write(map, NAME, &address_key(*address), &PRESENT, || {
-                    format!("adding {address}")
-                })?;
-                self.node_addresses.insert(*address);
+            let bits = self.addresses.get(address).copied().unwrap_or(0);
+            if bits & bit == 0 {
+                self.write_address(*address, bits | bit)?;
             }
         }
-        for address in self.node_addresses.clone().difference(&wanted) {
-            remove(map, NAME, &address_key(*address), address)?;
-            self.node_addresses.remove(address);
+        let has_role = |(_, bits): &(&IpAddr, &u8)| **bits & bit != 0;
+        let old = self.addresses.iter().filter(has_role);
+        let old: Vec<(IpAddr, u8)> = old.map(|(address, bits)| (*address, *bits)).collect();
+        for (address, bits) in old {
+            if !wanted.contains(&address) {
+                self.write_address(address, bits & !bit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `bits` what an address is; 0: nothing any more.
+    fn write_address(&mut self, address: IpAddr, bits: u8) -> Result<(), BpfError> {
+        let (map, key) = (&self.maps.addresses, address_key(address));
+        if bits == 0 {
+            remove(map, "addresses", &key, &address)?;
+            self.addresses.remove(&address);
+        } else {
+            program::write(map, "addresses", &key, &[bits], || format!("writing {address}"))?;
+            self.addresses.insert(address, bits);
+        }
+        Ok(())
+    }
+
+    /// Replaces the ports of this node's addresses at which services answer, each with the number
+    /// of its protocol in the IP header.
+    ///
+    /// # Errors
+    /// As [`Self::set_node_addresses`].
+    pub fn set_node_ports(&mut self, ports: &[(u8, u16)]) -> Result<(), BpfError> {
+        const NAME: &str = "node_ports";
+        let wanted: BTreeSet<(u8, u16)> = ports.iter().copied().collect();
+        let map = &self.maps.node_ports;
+        room(map, NAME, self.node_ports.union(&wanted).count())?;
+        for port in &wanted {
+            if !self.node_ports.contains(port) {
+                program::write(map, NAME, &node_port_key(*port), &PRESENT, || {
+                    format!("adding port {} of protocol {}", port.1, port.0)
+                })?;
+                self.node_ports.insert(*port);
+            }
+        }
+        for port in self.node_ports.clone().difference(&wanted) {
+            let what = format!("port {} of protocol {}", port.1, port.0);
+            remove(map, NAME, &node_port_key(*port), &what)?;
+            self.node_ports.remove(port);
         }
         Ok(())
     }
@@ -224,7 +318,8 @@ fn load(queues: u32) -> libbpf_rs::Result<(OwnedFd, Maps)> {
     let maps = Maps {
         xsks: MapHandle::try_from(&loaded.maps.xsks)?,
         settings: MapHandle::try_from(&loaded.maps.settings)?,
-        node_addresses: MapHandle::try_from(&loaded.maps.node_addresses)?,
+        addresses: MapHandle::try_from(&loaded.maps.addresses)?,
+        node_ports: MapHandle::try_from(&loaded.maps.node_ports)?,
         prefixes_v4: MapHandle::try_from(&loaded.maps.prefixes_v4)?,
         prefixes_v6: MapHandle::try_from(&loaded.maps.prefixes_v6)?,
         counters: MapHandle::try_from(&loaded.maps.counters)?,
@@ -257,7 +352,9 @@ fn remove(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::{ADDRESS_BYTES, PREFIX_V4_BYTES, PREFIX_V6_BYTES, SETTINGS_BYTES};
+    use crate::tables::{
+        ADDRESS_BYTES, NODE_PORT_BYTES, PREFIX_V4_BYTES, PREFIX_V6_BYTES, SETTINGS_BYTES,
+    };
 
     #[test]
     #[ignore = "needs root"]
@@ -265,10 +362,11 @@ mod tests {
         let maps = UplinkSteering::load(3).unwrap().maps;
         let key = |map: &MapHandle| usize::try_from(map.key_size()).unwrap();
         assert_eq!(maps.settings.value_size() as usize, SETTINGS_BYTES);
-        assert_eq!(key(&maps.node_addresses), ADDRESS_BYTES);
+        assert_eq!(key(&maps.addresses), ADDRESS_BYTES);
+        assert_eq!(key(&maps.node_ports), NODE_PORT_BYTES);
         assert_eq!(key(&maps.prefixes_v4), PREFIX_V4_BYTES);
         assert_eq!(key(&maps.prefixes_v6), PREFIX_V6_BYTES);
-        for set in [&maps.node_addresses, &maps.prefixes_v4, &maps.prefixes_v6] {
+        for set in [&maps.addresses, &maps.node_ports, &maps.prefixes_v4, &maps.prefixes_v6] {
             assert_eq!(set.value_size() as usize, PRESENT.len());
         }
         assert_eq!(maps.counters.value_size() as usize, size_of::<u64>());

@@ -4,6 +4,8 @@
 //! must everything that is left of it when its end is cut off.
 #![allow(unsafe_code, clippy::unwrap_used, clippy::panic)]
 
+#[path = "steer/connections.rs"]
+mod connections;
 #[path = "steer/samples.rs"]
 mod samples;
 
@@ -25,6 +27,10 @@ impl Uplink {
         steering.configure(&settings()).unwrap();
         steering.set_node_addresses(&samples::node_addresses()).unwrap();
         steering.set_prefixes(&samples::prefixes()).unwrap();
+        steering.set_snat_ports(Some(samples::SNAT_PORTS)).unwrap();
+        steering.set_egress_addresses(&samples::egress_addresses()).unwrap();
+        steering.set_service_addresses(&samples::service_addresses()).unwrap();
+        steering.set_node_ports(&samples::node_ports()).unwrap();
         Self { steering, _socket: None }
     }
 
@@ -62,7 +68,12 @@ impl Uplink {
 }
 
 fn settings() -> UplinkSettings {
-    UplinkSettings { geneve_port: Some(6081), vxlan_port: Some(4789), answer_neighbors: true }
+    UplinkSettings {
+        geneve_port: Some(6081),
+        vxlan_port: Some(4789),
+        answer_neighbors: true,
+        take_fragments: false,
+    }
 }
 
 fn xdp_socket() -> OwnedFd {
@@ -203,6 +214,7 @@ fn a_neighbor_probe_sent_to_the_pod_itself_is_answered_too() {
 #[ignore = "needs root"]
 fn tables_are_replaced_not_added_to() {
     let mut uplink = Uplink::new();
+    uplink.steering.set_egress_addresses(&[]).unwrap();
     let to_pod = samples::udp_v4(samples::POD_V4, 80);
     let to_pod_v6 = samples::udp_v6(samples::POD_V6, 80);
     let tunnel = samples::tunnel_v4(6081);
@@ -225,11 +237,103 @@ fn tables_are_replaced_not_added_to() {
 #[ignore = "needs root"]
 fn what_does_not_fit_changes_nothing() {
     let mut uplink = Uplink::new();
-    let many: Vec<_> = (0..300_u32).map(|n| std::net::Ipv4Addr::from(n + 1).into()).collect();
+    let many: Vec<_> = (0..65_537_u32).map(|n| std::net::Ipv4Addr::from(n + 1).into()).collect();
     let refusal = uplink.steering.set_node_addresses(&many).unwrap_err();
-    assert!(matches!(refusal, BpfError::TableFull { limit: 256, .. }), "{refusal}");
+    assert!(matches!(refusal, BpfError::TableFull { limit: 65_536, .. }), "{refusal}");
     assert_eq!(uplink.decide(&samples::tunnel_v4(6081)).1, Reason::Tunnel);
     assert_eq!(uplink.decide(&samples::udp_v4("0.0.0.1".parse().unwrap(), 6081)).1, Reason::Other);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn snat_ports_are_a_range_with_both_ends_and_can_be_off() {
+    let mut uplink = Uplink::new();
+    let reason = |uplink: &Uplink, port| uplink.decide(&connections::answer_v4(port)).1;
+    for (port, expected) in [
+        (10_239, Reason::Other),
+        (10_240, Reason::Egress),
+        (29_999, Reason::Egress),
+        (30_000, Reason::Other),
+    ] {
+        assert_eq!(reason(&uplink, port), expected, "{port}");
+    }
+    uplink.steering.configure(&settings()).unwrap();
+    assert_eq!(reason(&uplink, 20_000), Reason::Egress, "other settings leave it as it is");
+    uplink.steering.set_snat_ports(Some(20_000..=20_000)).unwrap();
+    assert_eq!(reason(&uplink, 20_000), Reason::Egress);
+    assert_eq!(reason(&uplink, 20_001), Reason::Other);
+    uplink.steering.set_snat_ports(Some(0..=65_535)).unwrap();
+    assert_eq!(reason(&uplink, 0), Reason::Other, "0 is no port");
+    assert_eq!(reason(&uplink, 65_535), Reason::Egress);
+    #[allow(clippy::reversed_empty_ranges)]
+    for off in [None, Some(0..=0), Some(9..=8)] {
+        uplink.steering.set_snat_ports(off).unwrap();
+        for port in [0, 1, 9, 20_000] {
+            assert_eq!(reason(&uplink, port), Reason::Other);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn later_fragments_to_egress_addresses_are_taken_when_asked_for() {
+    let mut uplink = Uplink::new();
+    let fragments = connections::later_fragments();
+    for sample in &fragments {
+        assert!(!uplink.decide(&sample.frame).1.is_steered(), "{}", sample.name);
+    }
+    let asked = UplinkSettings { take_fragments: true, ..settings() };
+    uplink.steering.configure(&asked).unwrap();
+    for sample in &fragments {
+        uplink.check(sample);
+    }
+    uplink.steering.set_snat_ports(None).unwrap();
+    for sample in &fragments {
+        assert!(!uplink.decide(&sample.frame).1.is_steered(), "{} without ports", sample.name);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_address_can_be_several_things_and_stop_being_one() {
+    let mut uplink = Uplink::new();
+    let node: std::net::IpAddr = "10.0.1.4".parse().unwrap();
+    let answer = connections::answer_v4(20_000);
+    let tunnel = samples::tunnel_v4(6081);
+    let node_port = connections::to_node_port_v4();
+    let reasons =
+        |uplink: &Uplink| [&tunnel, &answer, &node_port].map(|frame| uplink.decide(frame).1);
+    assert_eq!(reasons(&uplink), [Reason::Tunnel, Reason::Egress, Reason::NodePort]);
+    // A service's address as well: the host keeps what is its own.
+    uplink.steering.set_service_addresses(&[node]).unwrap();
+    assert_eq!(reasons(&uplink), [Reason::Tunnel, Reason::Egress, Reason::NodePort]);
+    assert_eq!(uplink.decide(&connections::ssh_v4()).1, Reason::Other);
+    uplink.steering.set_egress_addresses(&[]).unwrap();
+    assert_eq!(reasons(&uplink), [Reason::Tunnel, Reason::Other, Reason::NodePort]);
+    uplink.steering.set_egress_addresses(&[node]).unwrap();
+    uplink.steering.set_node_ports(&[(17, 30_080)]).unwrap();
+    assert_eq!(reasons(&uplink), [Reason::Tunnel, Reason::Egress, Reason::Other]);
+    // No longer the node's: now it is the service's alone.
+    uplink.steering.set_node_addresses(&[]).unwrap();
+    assert_eq!(reasons(&uplink), [Reason::Service; 3]);
+    uplink.steering.set_service_addresses(&[]).unwrap();
+    assert_eq!(reasons(&uplink), [Reason::Other, Reason::Egress, Reason::Other]);
+    uplink.steering.set_egress_addresses(&[]).unwrap();
+    assert_eq!(reasons(&uplink), [Reason::Other; 3]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn service_addresses_are_answered_for_whatever_the_settings() {
+    let mut uplink = Uplink::new();
+    uplink.steering.configure(&UplinkSettings::default()).unwrap();
+    for frame in connections::questions_for_services() {
+        assert_eq!(uplink.decide(&frame), (Action::ToDataplane, Reason::Neighbor));
+    }
+    uplink.steering.set_service_addresses(&[]).unwrap();
+    for frame in connections::questions_for_services() {
+        assert_eq!(uplink.decide(&frame).0, Action::ToKernel);
+    }
 }
 
 #[test]

@@ -8,19 +8,19 @@ use ipnet::IpNet;
 use overlane_bpf::Reason;
 
 /// Our uplink's MAC, a neighbour's, everybody's, and a solicited-node group's.
-const OURS: [u8; 6] = [0x02, 0, 0, 0, 0, 4];
+pub const OURS: [u8; 6] = [0x02, 0, 0, 0, 0, 4];
 const THEIRS: [u8; 6] = [0x02, 0, 0, 0, 0, 5];
 const EVERYBODY: [u8; 6] = [0xff; 6];
 const SOLICITED: [u8; 6] = [0x33, 0x33, 0xff, 0, 0, 0x0a];
 
 /// This node, and a second address of it inside a prefix that is steered.
-const NODE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
+pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
 const NODE_INSIDE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
-const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 1, 0, 0, 0, 4);
+pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 1, 0, 0, 0, 4);
 const NODE_INSIDE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 2, 0, 0, 0, 4);
 /// Another node.
-const PEER_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 5);
-const PEER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 1, 0, 0, 0, 5);
+pub const PEER_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 5);
+pub const PEER_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 1, 0, 0, 0, 5);
 /// A pod of this node.
 pub const POD_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 10);
 pub const POD_V6: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0, 1, 0, 0, 0, 0xa);
@@ -28,8 +28,8 @@ pub const POD_V6: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0, 1, 0, 0, 0, 0xa);
 const FAR_POD_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 10);
 const FAR_POD_V6: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0, 2, 0, 0, 0, 0xa);
 
-const TCP: u8 = 6;
-const ICMPV6: u8 = 58;
+pub const TCP: u8 = 6;
+pub const ICMPV6: u8 = 58;
 
 pub fn node_addresses() -> Vec<IpAddr> {
     vec![NODE_V4.into(), NODE_V6.into(), NODE_INSIDE_V4.into(), NODE_INSIDE_V6.into()]
@@ -41,6 +41,28 @@ pub fn prefixes() -> Vec<IpNet> {
         .into()
 }
 
+/// Virtual addresses of services, which no node has.
+pub const VIP_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+pub const VIP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 7);
+/// Addresses of a NAT gateway, which this node holds.
+pub const POOL_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+pub const POOL_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 7);
+/// What flows leave with.
+pub const SNAT_PORTS: std::ops::RangeInclusive<u16> = 10_240..=29_999;
+
+pub fn egress_addresses() -> Vec<IpAddr> {
+    vec![NODE_V4.into(), NODE_V6.into(), POOL_V4.into(), POOL_V6.into()]
+}
+
+pub fn service_addresses() -> Vec<IpAddr> {
+    vec![VIP_V4.into(), VIP_V6.into()]
+}
+
+/// TCP 30080, UDP 30053, SCTP 30090.
+pub fn node_ports() -> Vec<(u8, u16)> {
+    vec![(TCP, 30_080), (17, 30_053), (132, 30_090)]
+}
+
 /// A frame and what must become of it.
 pub struct Sample {
     pub name: &'static str,
@@ -50,17 +72,23 @@ pub struct Sample {
     pub headers: usize,
 }
 
-fn steered(name: &'static str, reason: Reason, headers: usize, frame: Vec<u8>) -> Sample {
+pub fn steered(name: &'static str, reason: Reason, headers: usize, frame: Vec<u8>) -> Sample {
     assert!(frame.len() > headers, "{name}: nothing to cut off");
     Sample { name, frame, reason, headers }
 }
 
-fn passed(name: &'static str, reason: Reason, frame: Vec<u8>) -> Sample {
+pub fn passed(name: &'static str, reason: Reason, frame: Vec<u8>) -> Sample {
     Sample { name, frame, reason, headers: usize::MAX }
 }
 
 /// Everything that is the overlay's.
 pub fn for_the_dataplane() -> Vec<Sample> {
+    let mut all = overlay();
+    all.extend(super::connections::for_the_dataplane());
+    all
+}
+
+fn overlay() -> Vec<Sample> {
     use Reason::{Neighbor, PathMtu, Prefix, Tunnel};
     let options = with_options(tunnel_v4(6081), 3);
     let hop_by_hop = [(0, extension(2))];
@@ -118,6 +146,7 @@ pub fn for_the_kernel() -> Vec<Sample> {
     all.extend(ipv6_for_the_kernel());
     all.extend(link_layer_for_the_kernel());
     all.extend(errors_for_the_kernel());
+    all.extend(super::connections::for_the_kernel());
     all
 }
 
@@ -237,7 +266,7 @@ fn errors_for_the_kernel() -> Vec<Sample> {
 
 // ---- plain packets, by etherparse ----
 
-fn ethernet() -> PacketBuilderStep<Ethernet2Header> {
+pub fn ethernet() -> PacketBuilderStep<Ethernet2Header> {
     PacketBuilder::ethernet2(THEIRS, OURS)
 }
 
@@ -260,14 +289,14 @@ pub fn tunnel_v4(port: u16) -> Vec<u8> {
     udp_v4(NODE_V4, port)
 }
 
-fn tcp_v4(to: Ipv4Addr, port: u16) -> Vec<u8> {
+pub fn tcp_v4(to: Ipv4Addr, port: u16) -> Vec<u8> {
     let mut frame = Vec::new();
     let packet = ethernet().ipv4(PEER_V4.octets(), to.octets(), 64).tcp(40000, port, 1, 1000);
     packet.write(&mut frame, &PAYLOAD).unwrap();
     frame
 }
 
-fn echo_v4(to: Ipv4Addr) -> Vec<u8> {
+pub fn echo_v4(to: Ipv4Addr) -> Vec<u8> {
     let mut frame = Vec::new();
     let packet = ethernet().ipv4(PEER_V4.octets(), to.octets(), 64).icmpv4_echo_request(1, 1);
     packet.write(&mut frame, &PAYLOAD).unwrap();
@@ -292,7 +321,7 @@ fn udp_between_v6(from: Ipv6Addr, to: Ipv6Addr, port: u16) -> Vec<u8> {
     frame
 }
 
-fn tcp_v6(to: Ipv6Addr, port: u16) -> Vec<u8> {
+pub fn tcp_v6(to: Ipv6Addr, port: u16) -> Vec<u8> {
     let mut frame = Vec::new();
     let packet = ethernet().ipv6(PEER_V6.octets(), to.octets(), 64).tcp(40000, port, 1, 1000);
     packet.write(&mut frame, &PAYLOAD).unwrap();
@@ -345,7 +374,7 @@ pub fn probe(target: Ipv6Addr) -> Vec<u8> {
 }
 
 /// An IPv6 packet with this body.
-fn over_v6(to: Ipv6Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
+pub fn over_v6(to: Ipv6Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
     let mut frame = udp_v6(to, 0);
     frame.truncate(54);
     frame.extend(body);
@@ -380,25 +409,25 @@ fn too_big_v6(to: Ipv6Addr, kind: u8, quoted: Vec<u8>) -> Vec<u8> {
 }
 
 /// An extension header of `units` times 8 bytes; its first byte is set by `extended`.
-fn extension(units: u8) -> Vec<u8> {
+pub fn extension(units: u8) -> Vec<u8> {
     let mut header = vec![0; usize::from(units) * 8];
     header[1] = units - 1;
     header
 }
 
 /// 8 bytes that claim to be 2048.
-fn overlong() -> Vec<u8> {
+pub fn overlong() -> Vec<u8> {
     vec![0, 255, 0, 0, 0, 0, 0, 0]
 }
 
 /// A fragment header; `offset` in units of 8 bytes. The reserved byte is noise on purpose.
-fn fragment(offset: u16, more: bool) -> Vec<u8> {
+pub fn fragment(offset: u16, more: bool) -> Vec<u8> {
     let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
     vec![0, 0xee, high, low, 0, 0, 0, 9]
 }
 
 /// Inserts extension headers, given with their own protocol numbers, behind the IPv6 header.
-fn extended(mut frame: Vec<u8>, headers: &[(u8, Vec<u8>)]) -> Vec<u8> {
+pub fn extended(mut frame: Vec<u8>, headers: &[(u8, Vec<u8>)]) -> Vec<u8> {
     let mut chain = Vec::new();
     let mut next = frame[20];
     for (protocol, header) in headers.iter().rev() {
@@ -413,31 +442,31 @@ fn extended(mut frame: Vec<u8>, headers: &[(u8, Vec<u8>)]) -> Vec<u8> {
 }
 
 /// Inserts `words` times 4 bytes of IPv4 options ("no operation").
-fn with_options(mut frame: Vec<u8>, words: u8) -> Vec<u8> {
+pub fn with_options(mut frame: Vec<u8>, words: u8) -> Vec<u8> {
     frame[14] += words;
     frame.splice(34..34, vec![1; usize::from(words) * 4]);
     frame
 }
 
 /// Makes it a fragment; `offset` in units of 8 bytes.
-fn fragmented(mut frame: Vec<u8>, offset: u16, more: bool) -> Vec<u8> {
+pub fn fragmented(mut frame: Vec<u8>, offset: u16, more: bool) -> Vec<u8> {
     let field = offset | if more { 0x2000 } else { 0 };
     frame[20..22].copy_from_slice(&field.to_be_bytes());
     frame
 }
 
-fn to_mac(mut frame: Vec<u8>, mac: [u8; 6]) -> Vec<u8> {
+pub fn to_mac(mut frame: Vec<u8>, mac: [u8; 6]) -> Vec<u8> {
     frame[..6].copy_from_slice(&mac);
     frame
 }
 
-fn edit(mut frame: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
+pub fn edit(mut frame: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
     frame[at] = value;
     frame
 }
 
 /// Trailing bytes, as short frames have on the wire.
-fn padded(mut frame: Vec<u8>) -> Vec<u8> {
+pub fn padded(mut frame: Vec<u8>) -> Vec<u8> {
     frame.extend([0; 18]);
     frame
 }

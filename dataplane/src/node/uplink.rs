@@ -218,6 +218,7 @@ impl Process {
                 geneve_port: port(Mode::Geneve).then_some(node.encap.geneve_port),
                 vxlan_port: port(Mode::Vxlan).then_some(node.encap.vxlan_port),
                 answer_neighbors: flat,
+                take_fragments: false,
             };
             let native = self.compiler.uses(Mode::Native);
             let prefixes = match (flat, native) {
