@@ -23,5 +23,6 @@ pub mod routes;
 pub mod settings;
 pub mod socket;
 mod status;
+mod steering;
 mod uplink;
 pub mod workers;

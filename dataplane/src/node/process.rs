@@ -360,7 +360,7 @@ impl Process {
                     self.detach_endpoint(&name);
                     steer = true;
                 }
-                Effect::Services | Effect::Egress => {}
+                Effect::Services | Effect::Egress => steer = true,
             }
         }
         if steer {

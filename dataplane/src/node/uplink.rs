@@ -1,12 +1,13 @@
 //! The uplink and the host port: opened when control has described the node and the interfaces are
 //! there, closed and opened again when they change.
 
-use overlane_api::{Mode, WorkerId};
+use overlane_api::{Mode, Node, WorkerId};
 use overlane_bpf::{UplinkSettings, UplinkSteering};
 
 use super::host_port::{HostPort, HostPortSettings};
 use super::plan;
 use super::process::{OpenPortRecord, Process, ProcessError};
+use super::steering::Connections;
 use crate::io::af_xdp::interface::{self, Interface};
 use crate::io::af_xdp::{AfXdpPort, BindMode, OpenPort, RingSizes, Umem, UmemOptions};
 use crate::packet::meta::Origin;
@@ -212,6 +213,7 @@ impl Process {
         let Some(node) = self.compiler.node().cloned() else { return };
         let flat = node.mode == Mode::Flat;
         let pods = if flat { self.local_addresses() } else { Vec::new() };
+        let connections = self.connections(&node);
         if let Some(uplink) = &mut self.uplink {
             let port = |mode| self.compiler.uses(mode);
             let settings = UplinkSettings {
@@ -230,7 +232,8 @@ impl Process {
                 .steering
                 .set_node_addresses(&node.addresses)
                 .and_then(|()| uplink.steering.set_prefixes(&prefixes))
-                .and_then(|()| uplink.steering.configure(&settings));
+                .and_then(|()| uplink.steering.configure(&settings))
+                .and_then(|()| connections.apply(&mut uplink.steering));
             if let Err(error) = steered {
                 self.warn("steering", error.to_string());
             } else {
@@ -243,6 +246,16 @@ impl Process {
             Some(Err(error)) => self.warn("host routes", error.to_string()),
             _ => self.clear_warning("host routes"),
         }
+    }
+
+    /// The connections that the uplink brings packets of.
+    fn connections(&self, node: &Node) -> Connections {
+        let (pods, _) = self.compiler.endpoint_counts();
+        let external = self.compiler.snapshot().external;
+        let external = external.addresses().map(|external| external.address);
+        Connections::none()
+            .with_egress(node, pods > 0, self.compiler.egress_rules(), external)
+            .with_services(node, self.compiler.services().map(|(service, ..)| service))
     }
 
     /// Local endpoints' addresses as host prefixes.
