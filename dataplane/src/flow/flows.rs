@@ -139,6 +139,8 @@ impl Flows {
         let Self { v4, v6, ports_v4, ports_v6, .. } = self;
         v4.expire(now, BUDGET, &mut |removed| take_back(removed, ports_v4, now));
         v6.expire(now, BUDGET, &mut |removed| take_back(removed, ports_v6, now));
+        ports_v4.maintain(now);
+        ports_v6.maintain(now);
     }
 }
 

@@ -29,7 +29,7 @@ use super::random::Random;
 use super::table::Removed;
 use super::tcp_state::FlowState;
 use super::timeouts::ticks;
-use crate::packet::blocks::{BLOCKS, Block, BlockTable};
+use crate::packet::blocks::{BLOCK_PORTS, BLOCKS, Block, BlockTable, FIRST_PORT};
 use crate::packet::flow_key::{Address, FlowKey};
 use crate::packet::region::RegionError;
 
@@ -42,6 +42,8 @@ const MOST: u32 = 1024;
 const AUDIT: u32 = 8;
 /// Blocks claimed at once.
 const CLAIM: u32 = 4;
+/// Bindings that are let go at a time when their cooldown is over.
+const COOL: u32 = 256;
 
 /// Number of an external address in its allocator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,6 +137,19 @@ impl<A: Address> Pool<A> {
         self.owned[Block::of(port).number()] & bit(port) != 0
     }
 
+    /// Blocks that a worker keeps without needing them: all when it is the only one; else half of them
+    /// are divided, and the other half is for who needs it. A few as long as it does not know.
+    fn share(&self, workers: u32) -> u32 {
+        let range = self.table.range();
+        let first = range.first().max(FIRST_PORT) / BLOCK_PORTS;
+        let all = (range.last() / BLOCK_PORTS + 1).saturating_sub(first);
+        match workers {
+            0 => CLAIM,
+            1 => u32::from(all),
+            _ => (u32::from(all) / 2 / workers).max(1),
+        }
+    }
+
     /// Some port, or one near that is owned.
     fn random_port(&self, random: &mut Random) -> u16 {
         let count = u32::try_from(self.blocks.len()).unwrap_or(0);
@@ -183,6 +198,9 @@ pub struct PortAllocator<A: Address> {
     random: Random,
     fin_cooldown: u32,
     rst_cooldown: u32,
+    /// 0: not known.
+    workers: u32,
+    maintained_at: u32,
 }
 
 impl<A: Address> PortAllocator<A> {
@@ -201,7 +219,36 @@ impl<A: Address> PortAllocator<A> {
             random,
             fin_cooldown: ticks(settings.fin_cooldown),
             rst_cooldown: ticks(settings.rst_cooldown),
+            workers: 0,
+            maintained_at: 0,
         })
+    }
+
+    /// Says how many workers share the addresses, which decides about this one's share of the blocks.
+    pub fn set_workers(&mut self, workers: u32) {
+        self.workers = workers;
+    }
+
+    /// Once a second, however often it is called: claims what is missing of this worker's share of each
+    /// address, gives back what it has beyond that and no flow uses, and lets ports go whose cooldown is
+    /// over. Without it a worker keeps for ever what it once needed, and others may find nothing left.
+    pub fn maintain(&mut self, now: u32) {
+        if now < self.maintained_at.saturating_add(ticks(1)) && self.maintained_at > 0 {
+            return;
+        }
+        self.maintained_at = now.max(1);
+        self.cool(now, COOL);
+        let pools = u16::try_from(self.pools.len()).unwrap_or(u16::MAX);
+        for (number, pool) in (0..pools).map(PoolId).enumerate() {
+            let Some(of) = self.pools.get(number) else { return };
+            let share = if of.retired { 0 } else { of.share(self.workers) };
+            let owned = u32::try_from(of.blocks.len()).unwrap_or(u32::MAX);
+            if owned < share {
+                self.claim(pool, share - owned);
+            } else {
+                self.give_back(pool, share as usize);
+            }
+        }
     }
 
     /// How long, in seconds, a port is kept from the same remote after both FINs and after a RST. For

@@ -232,6 +232,45 @@ fn unused_blocks_are_given_back_and_used_ones_kept() {
 }
 
 #[test]
+fn workers_keep_their_share_and_give_back_what_they_needed() {
+    // 64 blocks for two workers: 16 for each, 32 for who needs them.
+    let blocks = blocks(1024, 1024 + 64 * 64 - 1);
+    let (mut busy, pool) = allocator(&blocks);
+    let mut idle = PortAllocator::new(WorkerId(1), [3, 4]).unwrap();
+    idle.add_address(EXTERNAL, &blocks);
+    let count = |worker| blocks.owned_by(WorkerId(worker)).count();
+    for ports in [&mut busy, &mut idle] {
+        ports.maintain(0);
+        ports.set_workers(2);
+        ports.maintain(ticks(1) - 1);
+    }
+    assert_eq!((count(0), count(1)), (4, 4), "not twice in a second");
+    busy.maintain(100);
+    idle.maintain(100);
+    assert_eq!((count(0), count(1)), (16, 16));
+    let mut taken = HashSet::new();
+    while allocate(&mut busy, pool, &REMOTE, 0, &mut taken).is_ok() {}
+    assert_eq!((count(0), count(1), taken.len()), (48, 16, 48 * 64));
+    busy.maintain(200);
+    assert_eq!((count(0), count(1)), (48, 16), "its flows go on");
+    for answer in taken.drain() {
+        busy.release(&answer, Ending::Fin, 200, 200);
+    }
+    busy.maintain(300);
+    assert_eq!(count(0), 48, "they cool down");
+    for second in 0..20 {
+        busy.maintain(200 + ticks(65 + second));
+    }
+    assert_eq!((count(0), count(1), busy.cooling()), (16, 16, 0));
+    // The last worker there is has all.
+    busy.retire_address(pool);
+    busy.maintain(10_000);
+    idle.set_workers(1);
+    idle.maintain(10_000);
+    assert_eq!((count(0), count(1)), (0, 64));
+}
+
+#[test]
 fn an_address_with_another_range_gives_ports_of_that_one() {
     let (before, after) = (blocks(1024, 2047), blocks(20480, 20543));
     let (mut ports, pool) = allocator(&before);
