@@ -2,14 +2,14 @@
 //! of memory, what a lookup costs compared with a small one, and how soon one more endpoint is
 //! live. The same of [services](crate::services).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
 use overlane_api::{Change, Mode, Object, ObjectKey, Underlay};
 use overlane_dataplane::io::VECTOR;
-use overlane_dataplane::tables::Snapshot;
-use overlane_dataplane::tables::routes::{Address, Routes};
+use overlane_dataplane::packet::meta::{Route, Target};
+use overlane_dataplane::tables::routes::{Address, RouteTables, Routes};
 use serde::Serialize;
 
 use crate::error::PerfError;
@@ -193,29 +193,79 @@ fn table_lookups(
     many: Topology,
 ) -> Result<Vec<Lookup>, PerfError> {
     let (small, large) = (small.bench.publisher.current(), large.bench.publisher.current());
-    let mut lookups = Vec::new();
-    for (what, family) in
-        [("IPv4 destination", Underlay::Ipv4), ("IPv6 destination", Underlay::Ipv6)]
-    {
-        let (few, many) = (destinations(few, family), destinations(many, family));
+    let pods = |topology: Topology, family| -> Vec<IpAddr> {
+        (0..topology.endpoints).map(|pod| topology.endpoint_address(pod, family)).collect()
+    };
+    let (small_random, large_random) = (Scattered::new(few)?, Scattered::new(many)?);
+    let (v4, v6) = (Underlay::Ipv4, Underlay::Ipv6);
+    [
+        ("IPv4 destination", &small.routes, pods(few, v4), &large.routes, pods(many, v4)),
+        ("IPv6 destination", &small.routes, pods(few, v6), &large.routes, pods(many, v6)),
+        (
+            "IPv4 destination, addresses at random",
+            &small_random.routes,
+            small_random.v4,
+            &large_random.routes,
+            large_random.v4,
+        ),
+        (
+            "IPv6 destination, addresses at random",
+            &small_random.routes,
+            small_random.v6,
+            &large_random.routes,
+            large_random.v6,
+        ),
+    ]
+    .into_iter()
+    .map(|(what, small, few, large, many)| {
+        let (few, many) = (destinations(&few), destinations(&many));
         let (mut few_ns, mut many_ns) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            few_ns.push(lookup_ns(&small, &few)?);
-            many_ns.push(lookup_ns(&large, &many)?);
+            few_ns.push(lookup_ns(small, &few)?);
+            many_ns.push(lookup_ns(large, &many)?);
         }
-        lookups.push(Lookup { what, few_ns: Spread::of(few_ns), many_ns: Spread::of(many_ns) });
+        Ok(Lookup { what, few_ns: Spread::of(few_ns), many_ns: Spread::of(many_ns) })
+    })
+    .collect()
+}
+
+/// As many endpoints, but at random addresses, IPv4 in one range of all peers and IPv6 in a range of
+/// each: nothing that neighbors have in common.
+struct Scattered {
+    routes: RouteTables,
+    v4: Vec<IpAddr>,
+    v6: Vec<IpAddr>,
+}
+
+impl Scattered {
+    fn new(topology: Topology) -> Result<Self, PerfError> {
+        let mut random = fastrand::Rng::with_seed(5);
+        let mut all = Self { routes: RouteTables::default(), v4: Vec::new(), v6: Vec::new() };
+        for endpoint in 0..topology.endpoints {
+            let route = Route::new(Target::Peer(endpoint as u32 % topology.peers as u32));
+            let prefix = topology.endpoint_address(endpoint, Underlay::Ipv6);
+            let IpAddr::V6(prefix) = prefix else {
+                return Err(PerfError::Missed(format!("{prefix} is not an IPv6 address")));
+            };
+            let v6 = prefix.to_bits() & !u128::from(u64::MAX) | u128::from(random.u64(..));
+            let v4 = Ipv4Addr::from_bits(0x0a00_0000 | random.u32(..) >> 8);
+            for (address, list) in
+                [(v4.into(), &mut all.v4), (Ipv6Addr::from_bits(v6).into(), &mut all.v6)]
+            {
+                all.routes.set_host(address, route);
+                list.push(address);
+            }
+        }
+        Ok(all)
     }
-    Ok(lookups)
 }
 
-fn destinations(topology: Topology, family: Underlay) -> Vec<IpAddr> {
+fn destinations(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let mut random = fastrand::Rng::with_seed(11);
-    (0..LOOKUPS)
-        .map(|_| topology.endpoint_address(random.usize(..topology.endpoints), family))
-        .collect()
+    (0..LOOKUPS).filter_map(|_| random.choice(addresses).copied()).collect()
 }
 
-fn lookup_ns(tables: &Snapshot, destinations: &[IpAddr]) -> Result<f64, PerfError> {
+fn lookup_ns(routes: &RouteTables, destinations: &[IpAddr]) -> Result<f64, PerfError> {
     let v4: Vec<u32> = destinations
         .iter()
         .filter_map(|address| match address {
@@ -231,7 +281,7 @@ fn lookup_ns(tables: &Snapshot, destinations: &[IpAddr]) -> Result<f64, PerfErro
         })
         .collect();
     let start = thread_time()?;
-    let found = look_up(&tables.routes.v4, &v4) + look_up(&tables.routes.v6, &v6);
+    let found = look_up(&routes.v4, &v4) + look_up(&routes.v6, &v6);
     let spent = thread_time()? - start;
     if found != destinations.len() {
         let missing = destinations.len() - found;

@@ -1,4 +1,5 @@
-//! Memory for large tables: plain data in one mapping of its own.
+//! Memory for large tables: plain data in one mapping of its own ([`Region`]), or pages that
+//! versions of a table share ([`Shared`]).
 //!
 //! A table of a million flows wants huge pages, since with pages of 4 KiB nearly every look at it
 //! misses the TLB as well as the cache; and it wants to be faulted in before the first packet. What
@@ -9,11 +10,15 @@
 //! seeing it as a slice.
 #![allow(unsafe_code)]
 
+use std::alloc::{Layout, handle_alloc_error};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::AnyBitPattern;
 use thiserror::Error;
@@ -200,6 +205,177 @@ impl<T: AnyBitPattern> Drop for Region<T> {
     }
 }
 
+/// Bytes of a place for a [`Shared`] value and its count: a page of a table and three cache lines.
+/// An odd number of lines, so that the same line of all pages does not compete for a few places
+/// of the cache.
+const PLACE: usize = PAGE + 3 * LINE;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Places of a region.
+const PLACES: usize = HUGE / PLACE;
+
+/// A page of a table in huge pages, owned together with others, as [`std::sync::Arc`] does it.
+///
+/// The allocator would strew the pages of a table over the whole heap, among the objects that the
+/// table was made of; a reader would miss the TLB at nearly every look. Here all pages of all
+/// tables stand side by side in regions of 2 MiB.
+#[derive(Debug)]
+pub struct Shared<T> {
+    at: NonNull<Counted<T>>,
+    _owned: PhantomData<Counted<T>>,
+}
+
+#[derive(Debug)]
+#[repr(C)]
+struct Counted<T> {
+    owners: AtomicUsize,
+    value: T,
+}
+
+// SAFETY: as for an Arc: it gives out shared references, and whoever is last drops the value.
+unsafe impl<T: Send + Sync> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Memory that a value takes, bytes.
+    pub const BYTES: usize = PLACE;
+
+    /// Takes a place for `value`. As for a Box, the process ends when there is no memory.
+    pub fn new(value: T) -> Self {
+        const {
+            assert!(size_of::<Counted<T>>() <= PLACE, "a value with its count fits a place");
+            assert!(align_of::<Counted<T>>() <= LINE, "places begin with a cache line");
+        }
+        let at = lock_places().take().cast::<Counted<T>>();
+        // SAFETY: the place is large enough, aligned (both checked above) and nobody else's.
+        unsafe { at.write(Counted { owners: AtomicUsize::new(1), value }) };
+        Self { at, _owned: PhantomData }
+    }
+
+    fn counted(&self) -> &Counted<T> {
+        // SAFETY: the place holds a value as long as it has an owner, and `self` is one.
+        unsafe { self.at.as_ref() }
+    }
+
+    /// Are both owners of one value?
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl<T: Clone> Shared<T> {
+    /// The value, to be changed; a copy of it first, if there are other owners.
+    pub fn make_mut(&mut self) -> &mut T {
+        // Acquire: what former owners read, they have read.
+        if self.counted().owners.load(Ordering::Acquire) != 1 {
+            *self = Self::new(T::clone(self));
+        }
+        // SAFETY: this is the only owner, and it is borrowed mutably: nobody can become another one.
+        unsafe { &mut self.at.as_mut().value }
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        // There cannot be more owners than bytes of memory, so the count does not overflow.
+        self.counted().owners.fetch_add(1, Ordering::Relaxed);
+        Self { at: self.at, _owned: PhantomData }
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.counted().value
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // Release: what this owner read, it has read before another one ends the value.
+        if self.counted().owners.fetch_sub(1, Ordering::Release) != 1 {
+            return;
+        }
+        fence(Ordering::Acquire);
+        // SAFETY: that was the last owner; nobody refers to the value or its place any more.
+        unsafe { self.at.drop_in_place() };
+        lock_places().give_back(self.at.cast());
+    }
+}
+
+/// Regions and what is free in them. Taken and given back by whoever changes tables, never by a
+/// packet.
+#[derive(Debug)]
+struct Places {
+    /// By first address; those with free places are in `open` too.
+    regions: BTreeMap<usize, Carved>,
+    open: BTreeSet<usize>,
+}
+
+/// A region in places.
+#[derive(Debug)]
+struct Carved {
+    /// Keeps the places mapped.
+    _memory: Region<[u8; LINE]>,
+    free: Vec<NonNull<u8>>,
+}
+
+// SAFETY: the free places are memory of the region, to which nobody else refers.
+unsafe impl Send for Carved {}
+
+static PLACES_IN_USE: Mutex<Places> =
+    Mutex::new(Places { regions: BTreeMap::new(), open: BTreeSet::new() });
+
+fn lock_places() -> MutexGuard<'static, Places> {
+    // Nothing in there can panic half way.
+    PLACES_IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Places {
+    /// A place in the first region that has one, so that later regions empty.
+    fn take(&mut self) -> NonNull<u8> {
+        loop {
+            let Some(start) = self.open.first().copied() else {
+                self.add_region();
+                continue;
+            };
+            let free = self.regions.get_mut(&start).and_then(|region| region.free.pop());
+            if let Some(place) = free {
+                return place;
+            }
+            self.open.remove(&start);
+        }
+    }
+
+    fn add_region(&mut self) {
+        let layout = Layout::new::<[u8; HUGE]>();
+        let Ok(memory) = Region::<[u8; LINE]>::new(HUGE / LINE) else { handle_alloc_error(layout) };
+        let base = memory.base.cast::<u8>();
+        // The last first, as they are taken from the end.
+        // SAFETY: all places lie in the region.
+        let free = (0..PLACES).rev().map(|n| unsafe { base.add(n * PLACE) }).collect();
+        self.open.insert(base.addr().get());
+        self.regions.insert(base.addr().get(), Carved { _memory: memory, free });
+    }
+
+    fn give_back(&mut self, place: NonNull<u8>) {
+        // Regions begin at a boundary of their size.
+        let start = place.addr().get() & !(HUGE - 1);
+        let Some(region) = self.regions.get_mut(&start) else { return };
+        region.free.push(place);
+        self.open.insert(start);
+        // One region is kept, so that a table that comes and goes does not map and unmap.
+        if region.free.len() == PLACES && self.open.len() > 1 {
+            self.open.remove(&start);
+            self.regions.remove(&start);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,5 +458,90 @@ mod tests {
         region.touch();
         assert!(region.is_empty());
         assert_eq!(region.bytes(), 0);
+    }
+
+    /// Counts how many of it there are.
+    #[derive(Debug)]
+    struct Token(std::sync::Arc<()>, [u64; 500]);
+
+    impl Clone for Token {
+        fn clone(&self) -> Self {
+            Self(self.0.clone(), self.1)
+        }
+    }
+
+    #[test]
+    fn a_shared_value_is_copied_for_a_change_and_ends_with_its_last_owner() {
+        let count = std::sync::Arc::new(());
+        let mut first = Shared::new(Token(count.clone(), [7; 500]));
+        first.make_mut().1[0] = 1;
+        let second = first.clone();
+        assert!(first.is_same(&second));
+        assert_eq!(std::sync::Arc::strong_count(&count), 2);
+        first.make_mut().1[499] = 2;
+        assert!(!first.is_same(&second));
+        assert_eq!(std::sync::Arc::strong_count(&count), 3);
+        assert_eq!((first.1[0], first.1[499]), (1, 2));
+        assert_eq!((second.1[0], second.1[499]), (1, 7));
+        drop(first);
+        std::thread::spawn(move || drop(second)).join().unwrap();
+        assert_eq!(std::sync::Arc::strong_count(&count), 1);
+    }
+
+    #[test]
+    fn shared_values_keep_apart() {
+        let mut values: Vec<_> = (0..PLACES as u64 + 10).map(|n| Shared::new([n; 512])).collect();
+        for round in 1..4 {
+            // Every other one goes, and what comes takes their places among the others.
+            let mut keep = false;
+            values.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            values.extend((0..PLACES as u64).map(|n| Shared::new([n + round * 10_000; 512])));
+        }
+        for value in &values {
+            assert!(value.iter().all(|number| *number == value[0]));
+        }
+        let starts: BTreeSet<_> = values.iter().map(|value| value.at.addr()).collect();
+        assert_eq!(starts.len(), values.len());
+    }
+
+    #[test]
+    fn places_are_taken_again_and_empty_regions_go() {
+        let mut places = Places { regions: BTreeMap::new(), open: BTreeSet::new() };
+        let mut taken: Vec<_> = (0..PLACES * 3 + 10).map(|_| places.take()).collect();
+        assert_eq!(places.regions.len(), 4);
+        assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), taken.len());
+        assert!(taken.iter().all(|place| place.addr().get() % LINE == 0));
+        for place in taken.split_off(PLACES) {
+            places.give_back(place);
+        }
+        // The full one, and an empty one in reserve.
+        assert_eq!(places.regions.len(), 2);
+        let again = places.take();
+        assert!(!taken.contains(&again));
+        assert_eq!(places.regions.len(), 2);
+    }
+
+    #[test]
+    fn owners_come_and_go_on_all_threads() {
+        let value = Shared::new([3_u64; 64]);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let mut mine = value.clone();
+                scope.spawn(move || {
+                    for n in 0..10_000 {
+                        let other = mine.clone();
+                        if n % 100 == 0 {
+                            mine.make_mut()[5] = n;
+                            assert_eq!((mine[5], mine[6]), (n, 3));
+                        }
+                        drop(other);
+                    }
+                });
+            }
+        });
+        assert_eq!(*value, [3; 64]);
     }
 }

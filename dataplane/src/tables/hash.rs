@@ -3,7 +3,8 @@
 //! Extendible hashing: a directory of pages of 64 buckets, a bucket one cache line. A reader
 //! takes one directory line (in the first-level cache, being small) and one bucket line. A change
 //! copies one page, and the directory's pointers; a page that is too full splits, so a change
-//! costs what changed and never a rehash of everything.
+//! costs what changed and never a rehash of everything. All pages of all tables stand side by side
+//! in huge pages ([`Shared`]), so that a reader seldom misses the TLB.
 //!
 //! ```text
 //! hash:  [ directory bits ............ | bucket: 6 bits ]
@@ -13,31 +14,56 @@
     reason = "the halves of a product and the low bits of a hash are meant"
 )]
 
+use std::hint::select_unpredictable;
 use std::sync::Arc;
 
 use crate::packet::prefetch::prefetch;
+use crate::packet::region::Shared;
 
 const BUCKETS: usize = 64;
+
+/// Directory bits of a table that caches keep: 128 pages, half a mebibyte.
+const SMALL: u32 = 7;
 
 /// What can be a key: fixed-size bits that hash well.
 pub trait Key: Copy + Eq + Default + std::fmt::Debug + Send + Sync + 'static {
     /// Slots of a bucket, so that keys and 4-byte values fill one cache line.
-    type Bucket: Bucket<Self>;
+    type Bucket: Bucket<Key = Self, Value = u32>;
 
-    /// 64 well-mixed bits.
-    fn mix(self) -> u64;
+    /// 64 well-mixed bits of the key without its lowest 6: one hash for 64 neighbors.
+    fn mix_block(self) -> u64;
+
+    /// The lowest 6 bits.
+    fn low(self) -> u32;
+
+    /// 64 well-mixed bits. Neighbors have different buckets, and their pages are spread.
+    #[inline]
+    fn mix(self) -> u64 {
+        self.mix_block().wrapping_add(u64::from(self.low()).wrapping_mul(MULTIPLIER))
+    }
 }
 
-/// One cache line of keys and values. A value of 0 is an empty slot; filled slots come first.
-pub trait Bucket<K>: Copy + Default + std::fmt::Debug + Send + Sync + 'static {
+/// One cache line of keys and values. The default value marks an empty slot; filled slots come
+/// first.
+pub trait Bucket: Copy + Default + std::fmt::Debug + Send + Sync + 'static {
+    /// What is looked up.
+    type Key: Key;
+    /// What is found.
+    type Value: Copy + Default + Eq;
     /// Its slots.
     const SLOTS: usize;
+    /// Percentage of a page's slots that may be filled: the fewer slots a bucket has, the sooner
+    /// one is full while others are empty.
+    const LOAD: usize = 75;
+    /// Hash of a key.
+    fn hash(key: Self::Key) -> u64;
     /// The key and value of a slot.
-    fn slot(&self, slot: usize) -> (K, u32);
+    fn slot(&self, slot: usize) -> (Self::Key, Self::Value);
     /// Writes a slot.
-    fn set(&mut self, slot: usize, key: K, value: u32);
-    /// The value of `key`: 0 when it is not here; none when it may be in the next bucket.
-    fn find(&self, key: K) -> Option<u32>;
+    fn set(&mut self, slot: usize, key: Self::Key, value: Self::Value);
+    /// The value of `key`: the default when it is not here; none when it may be in the next
+    /// bucket.
+    fn find(&self, key: Self::Key) -> Option<Self::Value>;
 }
 
 macro_rules! bucket {
@@ -50,8 +76,15 @@ macro_rules! bucket {
             values: [u32; $slots],
         }
 
-        impl Bucket<$key> for $name {
+        impl Bucket for $name {
+            type Key = $key;
+            type Value = u32;
             const SLOTS: usize = $slots;
+
+            #[inline]
+            fn hash(key: $key) -> u64 {
+                key.mix()
+            }
 
             #[inline]
             fn slot(&self, slot: usize) -> ($key, u32) {
@@ -67,8 +100,8 @@ macro_rules! bucket {
             fn find(&self, key: $key) -> Option<u32> {
                 let mut found = 0;
                 for slot in 0..$slots {
-                    // Without branches: the compiler compares all slots at once.
-                    found |= if self.keys[slot] == key { self.values[slot] } else { 0 };
+                    // Without branches: which slot it is cannot be foretold.
+                    found |= select_unpredictable(self.keys[slot] == key, self.values[slot], 0);
                 }
                 (found != 0 || self.values[$slots - 1] == 0).then_some(found)
             }
@@ -95,10 +128,15 @@ impl Key for u32 {
     type Bucket = Bucket4;
 
     #[inline]
-    fn mix(self) -> u64 {
+    fn mix_block(self) -> u64 {
         // The upper bits choose the page, and bits that all of the key reaches the bucket.
-        let product = u64::from(self).wrapping_mul(MULTIPLIER);
+        let product = u64::from(self >> 6).wrapping_mul(MULTIPLIER);
         product ^ product >> 32
+    }
+
+    #[inline]
+    fn low(self) -> u32 {
+        self & 63
     }
 }
 
@@ -106,12 +144,17 @@ impl Key for u64 {
     type Bucket = Bucket8;
 
     #[inline]
-    fn mix(self) -> u64 {
-        let product = u128::from(self ^ 0x5bd1_e995_7f4a_7c15) * u128::from(MULTIPLIER);
+    fn mix_block(self) -> u64 {
+        let product = u128::from((self >> 6) ^ 0x5bd1_e995_7f4a_7c15) * u128::from(MULTIPLIER);
         let folded = (product >> 64) as u64 ^ product as u64;
         // Twice: the keys differ in few bits, and high ones among them.
         let product = u128::from(folded) * u128::from(MULTIPLIER);
         (product >> 64) as u64 ^ product as u64
+    }
+
+    #[inline]
+    fn low(self) -> u32 {
+        (self & 63) as u32
     }
 }
 
@@ -119,34 +162,39 @@ impl Key for u128 {
     type Bucket = Bucket6;
 
     #[inline]
-    fn mix(self) -> u64 {
-        let high = (self >> 64) as u64 ^ 0x5bd1_e995_7f4a_7c15;
-        let low = self as u64 ^ MULTIPLIER;
-        let product = u128::from(high) * u128::from(low | 1);
-        let folded = (product >> 64) as u64 ^ product as u64 ^ high.rotate_left(32) ^ low;
-        let product = u128::from(folded) * u128::from(MULTIPLIER);
+    fn mix_block(self) -> u64 {
+        // Two multiplications, one behind the other: prefixes differ in few bits, and so do the
+        // interfaces behind them.
+        let (high, low) = ((self >> 64) as u64, self as u64 >> 6);
+        let sum = high.wrapping_mul(0x5bd1_e995_7f4a_7c15).wrapping_add(low);
+        let product = u128::from(sum) * u128::from(MULTIPLIER);
         (product >> 64) as u64 ^ product as u64
+    }
+
+    #[inline]
+    fn low(self) -> u32 {
+        (self & 63) as u32
     }
 }
 
 #[derive(Debug, Clone)]
 #[repr(C)]
-struct Page<K: Key> {
-    buckets: [K::Bucket; BUCKETS],
+struct Page<B> {
+    buckets: [B; BUCKETS],
     /// Directory bits that all keys of this page share.
     depth: u32,
     used: usize,
 }
 
-impl<K: Key> Page<K> {
-    const LIMIT: usize = BUCKETS * <K::Bucket as Bucket<K>>::SLOTS * 3 / 4;
+impl<B: Bucket> Page<B> {
+    const LIMIT: usize = BUCKETS * B::SLOTS * B::LOAD / 100;
 
     fn empty(depth: u32) -> Self {
-        Self { buckets: [K::Bucket::default(); BUCKETS], depth, used: 0 }
+        Self { buckets: [B::default(); BUCKETS], depth, used: 0 }
     }
 
     #[inline]
-    fn get(&self, key: K, hash: u64) -> u32 {
+    fn get(&self, key: B::Key, hash: u64) -> B::Value {
         match self.buckets[hash as usize % BUCKETS].find(key) {
             Some(value) => value,
             None => self.get_behind(key, hash),
@@ -155,23 +203,23 @@ impl<K: Key> Page<K> {
 
     /// The value of a key whose own bucket is full of others.
     #[cold]
-    fn get_behind(&self, key: K, hash: u64) -> u32 {
+    fn get_behind(&self, key: B::Key, hash: u64) -> B::Value {
         let first = hash as usize % BUCKETS;
         for step in 1..BUCKETS {
             if let Some(value) = self.buckets[(first + step) % BUCKETS].find(key) {
                 return value;
             }
         }
-        0
+        B::Value::default()
     }
 
     /// Adds a key that is not there. The page has room: it is at most three quarters full.
-    fn add(&mut self, key: K, hash: u64, value: u32) {
+    fn add(&mut self, key: B::Key, hash: u64, value: B::Value) {
         let first = hash as usize % BUCKETS;
         for step in 0..BUCKETS {
             let bucket = &mut self.buckets[(first + step) % BUCKETS];
-            for slot in 0..K::Bucket::SLOTS {
-                if bucket.slot(slot).1 == 0 {
+            for slot in 0..B::SLOTS {
+                if bucket.slot(slot).1 == B::Value::default() {
                     bucket.set(slot, key, value);
                     self.used += 1;
                     return;
@@ -181,69 +229,86 @@ impl<K: Key> Page<K> {
     }
 
     /// Writes another value for a key that is there; says whether it was.
-    fn replace(&mut self, key: K, hash: u64, value: u32) -> bool {
+    fn replace(&mut self, key: B::Key, hash: u64, value: B::Value) -> bool {
         let first = hash as usize % BUCKETS;
         for step in 0..BUCKETS {
             let bucket = &mut self.buckets[(first + step) % BUCKETS];
-            for slot in 0..K::Bucket::SLOTS {
-                match bucket.slot(slot) {
-                    (_, 0) => return false,
-                    (k, _) if k == key => {
-                        bucket.set(slot, key, value);
-                        return true;
-                    }
-                    _ => {}
+            for slot in 0..B::SLOTS {
+                let (k, old) = bucket.slot(slot);
+                if old == B::Value::default() {
+                    return false;
+                }
+                if k == key {
+                    bucket.set(slot, key, value);
+                    return true;
                 }
             }
         }
         false
     }
 
-    fn entries(&self) -> impl Iterator<Item = (K, u32)> + '_ {
+    fn entries(&self) -> impl Iterator<Item = (B::Key, B::Value)> + '_ {
         let slots = self.buckets.iter();
         slots
-            .flat_map(|bucket| (0..K::Bucket::SLOTS).map(|slot| bucket.slot(slot)))
-            .filter(|(_, value)| *value != 0)
+            .flat_map(|bucket| (0..B::SLOTS).map(|slot| bucket.slot(slot)))
+            .filter(|(_, value)| *value != B::Value::default())
     }
 }
 
-/// A map from addresses to values other than 0. Cloning it is cheap: versions share pages.
+/// A map from keys to values other than 0.
+pub type Map<K> = Table<<K as Key>::Bucket>;
+
+/// A table of some kind of buckets. Cloning it is cheap: versions share pages.
 #[derive(Debug, Clone)]
-pub struct Map<K: Key> {
-    directory: Arc<[Arc<Page<K>>]>,
+pub struct Table<B> {
+    directory: Arc<[Shared<Page<B>>]>,
     depth: u32,
     len: usize,
 }
 
-impl<K: Key> Default for Map<K> {
+impl<B: Bucket> Default for Table<B> {
     fn default() -> Self {
-        Self { directory: Arc::new([Arc::new(Page::empty(0))]), depth: 0, len: 0 }
+        Self { directory: Arc::new([Shared::new(Page::empty(0))]), depth: 0, len: 0 }
     }
 }
 
-impl<K: Key> Map<K> {
+impl<B: Bucket> Table<B> {
     #[inline]
     fn page(&self, hash: u64) -> usize {
         // Two shifts: a shift by 64 is not defined.
         ((hash >> 1) >> (63 - self.depth)) as usize
     }
 
-    /// The value of `key`; 0 when there is none.
+    /// The value of `key`; the default when there is none.
     #[inline]
     #[must_use]
-    pub fn get(&self, key: K) -> u32 {
-        let hash = key.mix();
+    pub fn get(&self, key: B::Key) -> B::Value {
+        let hash = B::hash(key);
         // The directory has 2^depth entries, so the page is always there.
-        self.directory.get(self.page(hash)).map_or(0, |page| page.get(key, hash))
+        self.directory.get(self.page(hash)).map_or(B::Value::default(), |page| page.get(key, hash))
     }
 
-    /// Brings the line near that [`Map::get`] will read.
+    /// The bucket where `key` is, unless that was full already.
     #[inline]
-    pub fn prefetch(&self, key: K) {
-        let hash = key.mix();
-        if let Some(page) = self.directory.get(self.page(hash)) {
-            prefetch(&page.buckets[hash as usize % BUCKETS]);
+    pub(super) fn home(&self, key: B::Key) -> Option<&B> {
+        let hash = B::hash(key);
+        // The directory has 2^depth entries, so the page is always there.
+        self.directory.get(self.page(hash)).map(|page| &page.buckets[hash as usize % BUCKETS])
+    }
+
+    /// Brings the line near that [`Table::get`] will read.
+    #[inline]
+    pub fn prefetch(&self, key: B::Key) {
+        if let Some(bucket) = self.home(key) {
+            prefetch(bucket);
         }
+    }
+
+    /// Is the table so small that what is looked up often stays in the second-level cache?
+    #[inline]
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.depth <= SMALL
     }
 
     /// Entries.
@@ -261,34 +326,28 @@ impl<K: Key> Map<K> {
     /// Bytes of memory, pages that other versions share included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let mut pages = 0;
-        let mut last = std::ptr::null();
-        for page in self.directory.iter() {
-            // Entries that share a page stand side by side.
-            if !std::ptr::eq(last, Arc::as_ptr(page)) {
-                pages += 1;
-                last = Arc::as_ptr(page);
-            }
-        }
-        pages * (std::mem::size_of::<Page<K>>() + 16) + self.directory.len() * 8
+        // Entries that share a page stand side by side.
+        let pages = self.directory.chunk_by(Shared::is_same).count();
+        pages * Shared::<Page<B>>::BYTES + self.directory.len() * 8
     }
 
-    /// Sets the value of `key`; returns the former one, 0 for none. A `value` of 0 removes it.
-    pub fn set(&mut self, key: K, value: u32) -> u32 {
-        let hash = key.mix();
+    /// Sets the value of `key`; returns the former one. The default, which is also what
+    /// stands for none, removes it.
+    pub fn set(&mut self, key: B::Key, value: B::Value) -> B::Value {
+        let hash = B::hash(key);
         let old = self.get(key);
         if value == old {
             return old;
         }
-        if value == 0 {
+        if value == B::Value::default() {
             self.remove(key, hash);
-        } else if old != 0 {
+        } else if old != B::Value::default() {
             let at = self.page(hash);
             self.edit(at, |page| {
                 page.replace(key, hash, value);
             });
         } else {
-            while self.directory[self.page(hash)].used >= Page::<K>::LIMIT {
+            while self.directory[self.page(hash)].used >= Page::<B>::LIMIT {
                 self.split(self.page(hash));
             }
             let at = self.page(hash);
@@ -306,7 +365,7 @@ impl<K: Key> Map<K> {
     }
 
     /// Changes the page of directory entry `at`, in place when no other version has it.
-    fn edit(&mut self, at: usize, change: impl FnOnce(&mut Page<K>)) {
+    fn edit(&mut self, at: usize, change: impl FnOnce(&mut Page<B>)) {
         let range = self.range(at);
         let directory = Arc::make_mut(&mut self.directory);
         let mut page = directory[range.start].clone();
@@ -317,22 +376,22 @@ impl<K: Key> Map<K> {
         if range.len() == 1 {
             // Two owners: `page` and the entry. Take the entry's away to edit in place.
             drop(page);
-            change(Arc::make_mut(&mut directory[range.start]));
+            change(directory[range.start].make_mut());
             return;
         }
-        change(Arc::make_mut(&mut page));
+        change(page.make_mut());
         for entry in &mut directory[range] {
             *entry = page.clone();
         }
     }
 
-    fn remove(&mut self, key: K, hash: u64) {
+    fn remove(&mut self, key: B::Key, hash: u64) {
         let at = self.page(hash);
         self.edit(at, |page| {
             // Built anew without the key, so that no gap cuts a probe short.
             let mut rest = Page::empty(page.depth);
             for (k, value) in page.entries().filter(|(k, _)| *k != key) {
-                rest.add(k, k.mix(), value);
+                rest.add(k, B::hash(k), value);
             }
             *page = rest;
         });
@@ -351,11 +410,11 @@ impl<K: Key> Map<K> {
         let depth = page.depth + 1;
         let mut halves = [Page::empty(depth), Page::empty(depth)];
         for (key, value) in page.entries() {
-            let hash = key.mix();
+            let hash = B::hash(key);
             let half = (hash >> (64 - depth)) & 1;
             halves[half as usize].add(key, hash, value);
         }
-        let [low, high] = halves.map(Arc::new);
+        let [low, high] = halves.map(Shared::new);
         let middle = range.start + range.len() / 2;
         let directory = Arc::make_mut(&mut self.directory);
         for entry in range {

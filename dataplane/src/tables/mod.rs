@@ -6,6 +6,7 @@ pub mod egress;
 pub mod endpoints;
 pub mod external;
 pub mod hash;
+pub mod hosts;
 pub mod intervals;
 pub mod maglev;
 pub mod node;

@@ -1,6 +1,6 @@
 //! Destination address -> what has it.
 //!
-//! Endpoints and nodes are single addresses, in one hash table; pod ranges are prefixes, in one
+//! Endpoints and nodes are single addresses ([`super::hosts`]); pod ranges are prefixes, in one
 //! hash table per prefix length that occurs (a cluster has one or two), tried longest first. What
 //! the cluster does not have is looked for in the underlay's prefixes: the node's own routes.
 //! However long one of those is, it takes no address from the cluster.
@@ -9,23 +9,30 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::hash::{Key, Map};
+use super::hash::Map;
+use super::hosts::{Hosts, Neighbor};
 use crate::packet::meta::Route;
 
 /// By prefix length, longest first: the mask and the networks.
 type Prefixes<K> = Vec<(u8, K, Map<K>)>;
 
 /// Routes of one address family.
-#[derive(Debug, Clone, Default)]
-pub struct Routes<K: Key> {
-    hosts: Map<K>,
+#[derive(Debug, Clone)]
+pub struct Routes<K: Neighbor> {
+    hosts: Hosts<K>,
     prefixes: Prefixes<K>,
     /// Asked when neither has the address.
     underlay: Prefixes<K>,
 }
 
+impl<K: Neighbor> Default for Routes<K> {
+    fn default() -> Self {
+        Self { hosts: Hosts::default(), prefixes: Vec::new(), underlay: Vec::new() }
+    }
+}
+
 /// An address as a key: bits, host order.
-pub trait Address: Key + Ord {
+pub trait Address: Neighbor + Ord {
     /// Bits of an address.
     const BITS: u8;
     /// The mask of a prefix length.
@@ -95,7 +102,7 @@ impl<K: Address> Routes<K> {
         Route(self.hosts.get(address))
     }
 
-    /// Brings the line near that [`Routes::get`] reads first. The tables of the prefixes are small,
+    /// Brings the lines near that [`Routes::get`] reads first. The tables of the prefixes are small,
     /// a range for each node, and seldom asked: endpoints are known by their addresses.
     #[inline]
     pub fn prefetch(&self, address: K) {
@@ -148,7 +155,7 @@ fn set_in<K: Address>(prefixes: &mut Prefixes<K>, address: K, len: u8, route: Ro
         }
         Err(at) => {
             if route.is_some() {
-                let mut networks = Map::default();
+                let mut networks = Map::<K>::default();
                 networks.set(address.network(mask), route.0);
                 prefixes.insert(at, (len, mask, networks));
             }
