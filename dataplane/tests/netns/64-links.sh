@@ -94,4 +94,13 @@ check "pods talk within 5 s" wait_until 5 talks
 check "the node itself answers" one_ping net "$(node_ip4 a)"
 check "no warning stays" wait_until 3 quiet
 check "counters of a close" closes a
+
+# In flat mode a pod's packets to a host leave with the uplink's MAC, whoever the host is.
+sends_from() { at net timeout 2 tcpdump -Z root -nc 1 -i net-a "ether src $1 and icmp and host $(pod_ip4 a 1)"; }
+bed --mode flat
+check "flat: a pod reaches a host" wait_until 5 one_ping a-pod1 "$ROUTER4"
+start a-pod1 ping -n -i 0.1 -W 1 "$ROUTER4"
+check "flat: the uplink gets another MAC" link_in a set eth0 address 02:00:00:00:00:79
+check "flat: the pod's packets to the host leave with it" wait_until 5 sends_from 02:00:00:00:00:79
+check "flat: and are answered" wait_until 5 one_ping a-pod1 "$ROUTER4"
 finish
