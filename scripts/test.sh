@@ -21,6 +21,7 @@ stages, in their order:
   clippy       cargo clippy, warnings are errors
   shellcheck   the scripts
   unit         cargo test: units, packets, properties, documentation
+  instructions what the packet path executes for a packet, against perf/baseline.json
   root         tests that need root: BPF programs, ports, a node (cargo test -- --ignored)
   netns        scenarios on the testbed, dataplane/tests/netns/
   fuzz         only with --fuzz
@@ -33,7 +34,7 @@ TEXT
 }
 
 LENGTH=quick VM=no FUZZ=0 ONLY=()
-STAGES=(deps fmt clippy shellcheck unit root netns fuzz vm)
+STAGES=(deps fmt clippy shellcheck unit instructions root netns fuzz vm)
 PASSED=0 FAILED=0 SKIPPED=0
 FAILURES=() SKIPS=()
 VM_RUN=${OVERLANE_VM_RUN:-$ROOT/../shared/tools/vm-run.sh}
@@ -117,6 +118,16 @@ stage_shellcheck() {
 }
 
 stage_unit() { run_cargo_tests unit "unit tests" --workspace; }
+
+stage_instructions() {
+  if ! command -v valgrind > /dev/null; then skip instructions "needs valgrind: scripts/install-deps.sh --test"; return; fi
+  run instructions "instructions for a packet" count_instructions
+  sed -n 's/^warning: /    warning: /p' "$LOGS/instructions.log" >&2
+}
+
+count_instructions() {
+  cargo run --release --quiet -p overlane-perf -- instructions --baseline perf/baseline.json
+}
 
 # One at a time: they share the machine's queues, and some measure time.
 stage_root() {

@@ -1,6 +1,7 @@
 //! Benchmarks of the dataplane.
 //!
 //! - [`pipeline`]: what a packet costs from port to port, in memory.
+//! - [`baseline`]: have the instructions for a packet risen?
 //! - [`tables`], [`services`]: what the tables cost with a large cluster in them.
 //! - [`steady`]: what a worker does besides moving packets: nothing, as this shows.
 //!
@@ -11,6 +12,7 @@
     reason = "numbers of peers, endpoints, flows, workers and bytes are checked when they come in"
 )]
 
+pub mod baseline;
 pub mod callgrind;
 pub mod child;
 pub mod error;

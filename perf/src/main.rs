@@ -1,8 +1,10 @@
 //! `overlane-perf`: benchmarks of Overlane's dataplane.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use overlane_perf::baseline::Baseline;
 use overlane_perf::child::{Cluster, Forward};
 use overlane_perf::error::PerfError;
 use overlane_perf::pipeline::{self, Plan};
@@ -60,6 +62,21 @@ enum Command {
         /// Count them by stage too (needs valgrind).
         #[arg(long)]
         stages: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Compares the instructions for a packet with a committed baseline (needs valgrind); fails
+    /// when they have risen.
+    Instructions {
+        /// The baseline.
+        #[arg(long, default_value = "perf/baseline.json")]
+        baseline: PathBuf,
+        /// Percentage by which a count may rise.
+        #[arg(long, default_value_t = 3.0)]
+        tolerance: f64,
+        /// Makes what is counted now the baseline.
+        #[arg(long)]
+        accept: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -143,6 +160,9 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             let plan = Plan { scenarios, flows, load, workers, seconds, instructions, stages };
             pipeline::run(&plan).map(|report| show(&report, &report.table(), &output))
         }
+        Command::Instructions { baseline, tolerance, accept, output } => {
+            instructions(&baseline, tolerance, accept, &output)
+        }
         Command::Tables { peers, endpoints, adds, services, backends, output } => {
             services::Plan::new(services, backends, adds)
                 .and_then(|plan| tables::run(peers, endpoints, adds, plan))
@@ -160,6 +180,21 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             ExitCode::SUCCESS
         }),
     })
+}
+
+fn instructions(
+    path: &Path,
+    tolerance: f64,
+    accept: bool,
+    output: &Output,
+) -> Result<ExitCode, PerfError> {
+    let now = Baseline::count()?;
+    if accept {
+        now.write(path)?;
+    }
+    let comparison = Baseline::read(path)?.compare(now, tolerance);
+    let shown = show(&comparison, comparison.report(path).trim_end(), output);
+    Ok(if comparison.passes() { shown } else { ExitCode::FAILURE })
 }
 
 fn show(report: &impl Serialize, table: &str, output: &Output) -> ExitCode {
