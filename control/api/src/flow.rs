@@ -20,7 +20,7 @@ pub struct FlowFilter {
     /// Number in the IP header (IANA Protocol Numbers): TCP 6, UDP 17, ICMP 1, ICMPv6 58,
     /// SCTP 132.
     pub protocol: Option<u8>,
-    /// Of the pod of this name, `namespace/name`.
+    /// Either end, before or after translation, is the pod of this name, `namespace/name`.
     pub endpoint: Option<String>,
     /// Of the service of this name: `namespace/name` for all its ports, or
     /// `namespace/name:port`.
@@ -29,13 +29,17 @@ pub struct FlowFilter {
     pub worker: Option<WorkerId>,
     /// Only those with an address or port of source NAT.
     pub snat: bool,
-    /// At most this many in the answer; absent: [`FlowFilter::DEFAULT_LIMIT`].
+    /// At most this many in the answer, and at most [`FlowFilter::MAX_LIMIT`]; absent:
+    /// [`FlowFilter::DEFAULT_LIMIT`].
     pub limit: Option<u32>,
 }
 
 impl FlowFilter {
     /// Flows in one answer when the filter does not say.
     pub const DEFAULT_LIMIT: u32 = 10_000;
+
+    /// Most flows in one answer.
+    pub const MAX_LIMIT: u32 = 100_000;
 }
 
 /// Source and destination of a packet. Ports are in host byte order; for ICMP the identifier
@@ -146,6 +150,21 @@ pub struct NatUsage {
     pub workers: Vec<NatWorkerUsage>,
     /// Remotes with the most bindings, most first; each remote can have every port once.
     pub busiest: Vec<NatRemoteUsage>,
+    /// Pods with the most bindings, most first.
+    #[serde(default)]
+    pub top_pods: Vec<NatPodUsage>,
+}
+
+/// Bindings of one pod.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NatPodUsage {
+    /// Its address.
+    pub internal: IpAddr,
+    /// Its name, while it is here.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// Bindings.
+    pub bindings: u64,
 }
 
 /// One worker's part of an external address.

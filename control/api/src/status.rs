@@ -256,7 +256,7 @@ pub struct ServiceStatus {
     /// Seconds; absent: no affinity.
     #[serde(default)]
     pub affinity_seconds: Option<u32>,
-    /// Generation of the tables in which it last changed.
+    /// Counts up with every change of any service: another number, and this one has changed.
     pub generation: u64,
     /// Flows begun.
     pub new_flows: u64,

@@ -108,6 +108,17 @@ fn usage_screen(usage: &[NatUsage]) -> String {
             }
             let _ = writeln!(screen, "{rows}");
         }
+        if !address.top_pods.is_empty() {
+            let mut rows = table(&["pod with most bindings", "address", "bindings"]);
+            for pod in &address.top_pods {
+                rows.add_row([
+                    or_dash(pod.endpoint.clone()),
+                    pod.internal.to_string(),
+                    pod.bindings.to_string(),
+                ]);
+            }
+            let _ = writeln!(screen, "{rows}");
+        }
     }
     if usage.is_empty() {
         screen.push_str("No address is used for source NAT.\n");

@@ -13,8 +13,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use overlane_api::flow::{
-    FlowFilter, FlowReport, FlowStatus, NatBinding, NatRemoteUsage, NatReport, NatUsage,
-    NatWorkerUsage, Tuple,
+    FlowFilter, FlowReport, FlowStatus, NatBinding, NatPodUsage, NatRemoteUsage, NatReport,
+    NatUsage, NatWorkerUsage, Tuple,
 };
 use overlane_api::protocol::{ApiError, ErrorCode, Op, Reply, Request, Response, VERSION};
 use overlane_api::status::{
@@ -306,6 +306,11 @@ fn nat_usage() -> NatUsage {
             remote_port: 443,
             protocol: 6,
             bindings: 900,
+        }],
+        top_pods: vec![NatPodUsage {
+            internal: "10.244.1.10".parse().unwrap(),
+            endpoint: Some("default/web-1".into()),
+            bindings: 700,
         }],
     }
 }

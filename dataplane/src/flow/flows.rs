@@ -7,6 +7,7 @@ use std::sync::Arc;
 use overlane_api::{Timeouts as TimeoutSettings, WorkerId};
 
 use super::TICK_NS;
+use super::past::Carried;
 use super::ports::PortAllocator;
 use super::table::{FlowTable4, FlowTable6, Removed};
 use super::timeouts::Timeouts;
@@ -65,6 +66,26 @@ impl Flows {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    /// Flows there are, of both families.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        u64::from(self.v4.len()) + u64::from(self.v6.len())
+    }
+
+    /// What the flows of a tag that have gone had carried.
+    #[must_use]
+    pub fn past(&self, tag: u32) -> Carried {
+        let mut sum = self.v4.past.of(tag);
+        sum += self.v6.past.of(tag);
+        sum
+    }
+
+    /// A tag is somebody else's from now on: what its flows had carried is no longer his.
+    pub fn forget_tag(&mut self, tag: u32) {
+        self.v4.past.forget(tag);
+        self.v6.past.forget(tag);
     }
 
     /// The tick at `now_ns` nanoseconds after the start.

@@ -25,6 +25,7 @@
 //! | [`flows`] | the tables of both families, and what goes with them |
 //! | [`timeouts`], [`expiry`] | when a flow is forgotten; who makes room in a full table |
 //! | [`ports`] | external ports of source NAT; which worker owns which is in `packet/blocks.rs` |
+//! | [`past`] | what flows that have gone had carried, by service |
 //! | [`fragments`] | ports of fragmented datagrams |
 
 pub mod expiry;
@@ -32,6 +33,7 @@ pub mod flows;
 pub mod fragments;
 pub mod half;
 pub mod index;
+pub mod past;
 pub mod ports;
 pub mod random;
 pub mod table;

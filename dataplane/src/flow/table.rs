@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::expiry::Evictions;
 use super::half::{Half, Rewrite, Way};
 use super::index::{Index, MAX_HALVES};
+use super::past::Past;
 use super::tcp_state::FlowState;
 use super::timeouts::Timeouts;
 use super::{Direction, FlowId, HalfId};
@@ -134,6 +135,7 @@ pub struct FlowTable<A: Address> {
     reserve: u32,
     pub(super) timeouts: Timeouts,
     pub(super) evictions: Evictions,
+    pub(super) past: Past,
 }
 
 /// Of IPv4.
@@ -171,6 +173,7 @@ impl<A: Address> FlowTable<A> {
             reserve: capacity / 20,
             timeouts: Timeouts::default(),
             evictions: Evictions::default(),
+            past: Past::new()?,
         })
     }
 
@@ -223,6 +226,12 @@ impl<A: Address> FlowTable<A> {
     #[must_use]
     pub fn evictions(&self) -> Evictions {
         self.evictions
+    }
+
+    /// What the flows that have gone had carried.
+    #[must_use]
+    pub fn past(&self) -> &Past {
+        &self.past
     }
 
     /// The hash of a key in this table.
@@ -436,6 +445,7 @@ impl<A: Address> FlowTable<A> {
         self.deadlines[flow.0 as usize] = 0;
         self.header[0].len -= 1;
         self.give_entry_back(flow);
+        self.past.add(&forward, &reverse);
         let state = FlowState::of(&forward, &reverse);
         Some(Removed { flow, forward, reverse, state, why })
     }
@@ -465,6 +475,23 @@ impl<A: Address> FlowTable<A> {
             let flow = FlowId(number);
             self.flow(flow).map(|(forward, reverse)| (flow, forward, reverse))
         })
+    }
+
+    /// Shows `each` the flows among `budget` entries from number `start` on. Returns where to go on;
+    /// none when it has seen them all.
+    pub fn look_through(
+        &self,
+        start: FlowId,
+        budget: u32,
+        mut each: impl FnMut(FlowId, &Half<A>, &Half<A>),
+    ) -> Option<FlowId> {
+        let end = start.0.saturating_add(budget).min(self.header[0].used);
+        for flow in (start.0..end).map(FlowId) {
+            if let Some((forward, reverse)) = self.flow(flow) {
+                each(flow, forward, reverse);
+            }
+        }
+        (end < self.header[0].used).then_some(FlowId(end))
     }
 
     /// Removes the flows that `is_meant`, looking at `budget` entries from number `start` on. Returns

@@ -9,11 +9,14 @@
 //! | `netlink` | synchronous rtnetlink requests, and a non-blocking event socket |
 //! | `links` | interfaces as they come, change and go |
 //! | `neighbors` | next hop and MAC of every underlay destination, kept fresh |
+//! | `listings`, `nat_usage` | services, flows and source NAT, for those who ask |
 //! | `host_port` | the veth between the node's own stack and its pods |
 
 mod attach;
 pub mod host_port;
 pub mod links;
+pub mod listings;
+mod nat_usage;
 pub mod neighbors;
 pub mod netlink;
 mod next_hops;

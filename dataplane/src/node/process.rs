@@ -325,17 +325,16 @@ impl Process {
             | Op::Flows { .. }
             | Op::FlushFlows { .. }
             | Op::NatBindings { .. }
-            | Op::NatUsage => Err(ApiError::new(
-                overlane_api::protocol::ErrorCode::Unsupported,
-                "services, flows and NAT are not supported by this dataplane yet",
-            )),
+            | Op::NatUsage => self.listings(&call.op),
         };
         // Whoever asked may have gone.
         let _ = call.reply.send(answer);
     }
 
     fn apply(&mut self, changes: Vec<Change>) -> Result<Reply, ApiError> {
+        let removed = self.tags_of_removed(&changes);
         let effects = self.compiler.apply(changes)?;
+        self.workers.forget_tags(&removed);
         let mut warnings = Vec::new();
         let mut steer = false;
         for effect in effects {

@@ -19,6 +19,7 @@ use crate::stats::counters::Counters;
 impl Process {
     pub(super) fn status(&self) -> Status {
         let (local_endpoints, remote_endpoints) = self.compiler.endpoint_counts();
+        let (services, egress_rules) = self.compiler.service_counts();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -37,6 +38,8 @@ impl Process {
             peers: self.compiler.peer_count(),
             local_endpoints,
             remote_endpoints,
+            services,
+            egress_rules,
             table_bytes: self.compiler.snapshot().bytes(),
             workers: self.worker_ids().map(|id| self.worker_status(id)).collect(),
             ports: self.open_ports().map(port_status).collect(),

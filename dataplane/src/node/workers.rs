@@ -16,6 +16,7 @@ use crate::packet::verdict::PortId;
 use crate::stages::Notice;
 use crate::stats::counters::{Counters, Published};
 use crate::tables::publish::Publisher;
+use crate::worker::errands::Errand;
 use crate::worker::handoff::{Bell, Lanes};
 use crate::worker::{Command, Parts, PortView, Worker, run};
 
@@ -160,6 +161,22 @@ impl Workers {
                 return;
             }
         }
+    }
+
+    /// Hands an errand to a worker.
+    pub fn send_errand(&self, worker: WorkerId, errand: Box<Errand>) {
+        self.tell(worker, Command::Errand(errand));
+    }
+
+    /// The services with these tags are gone.
+    pub fn forget_tags(&self, tags: &[u32]) {
+        for worker in self.ids() {
+            tags.iter().for_each(|tag| self.tell(worker, Command::ForgetTag(*tag)));
+        }
+    }
+
+    fn ids(&self) -> impl Iterator<Item = WorkerId> + use<> {
+        (0..self.handles.len()).filter_map(|number| u8::try_from(number).ok()).map(WorkerId)
     }
 
     /// Tells all workers of another UMEM.

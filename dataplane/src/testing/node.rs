@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use overlane_api::protocol::ApiError;
+use overlane_api::protocol::{ApiError, Op, Reply};
 use overlane_api::{Attachment, Change, MacAddr, Object, WorkerId};
 
 use crate::flow::flows::Flows;
 use crate::io::Port;
 use crate::io::memory::{MemoryPort, MemoryUmem, MemoryWire};
+use crate::node::listings::Listings;
 use crate::packet::drop::DropReason;
 use crate::packet::meta::Origin;
 use crate::packet::pool::{Depot, UmemId};
@@ -128,6 +129,42 @@ impl<P: Port> Bench<P> {
         let _ = self.commands[worker.index()].send(Command::RemovePort { id, done });
         self.workers[worker.index()].obey();
         self.free_ports.push(id);
+    }
+
+    /// Tells a worker something.
+    pub fn tell(&mut self, worker: WorkerId, command: Command<P>) {
+        // The workers, and so the receivers, live as long as this.
+        let _ = self.commands[worker.index()].send(command);
+        self.workers[worker.index()].obey();
+    }
+
+    /// Answers an operation about services, flows or source NAT as the process does, while the
+    /// workers go on; none for the others.
+    ///
+    /// # Panics
+    /// When who answers does.
+    #[allow(clippy::expect_used, reason = "for tests")]
+    pub fn ask(&mut self, op: &Op) -> Option<Result<Reply, ApiError>>
+    where
+        P: Send,
+    {
+        let Self { compiler, workers, commands, .. } = self;
+        let (compiler, commands) = (&*compiler, &*commands);
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(move || {
+                let send = |worker: WorkerId, errand| {
+                    let _ = commands[worker.index()].send(Command::Errand(errand));
+                };
+                Listings { compiler, workers: commands.len(), send: &send }.answer(op)
+            });
+            while !asking.is_finished() {
+                for worker in &mut *workers {
+                    worker.obey();
+                    worker.poll();
+                }
+            }
+            asking.join().expect("an answer")
+        })
     }
 
     /// Publishes the tables as they are.

@@ -95,6 +95,8 @@ impl<P: Port> Worker<P> {
                     debug_assert_eq!(usize::from(depot.umem().0), self.pools.len());
                     self.pools.push(FramePool::new(depot, super::POOL_KEEP));
                 }
+                Command::Errand(errand) => self.errands.push_back(errand),
+                Command::ForgetTag(tag) => self.parts.flows.forget_tag(tag),
                 Command::Stop => self.stopping = true,
             }
         }

@@ -5,17 +5,20 @@
 //! lanes, the command queue.
 
 mod dispatch;
+pub mod errands;
 pub mod handoff;
 mod hold;
 mod maintenance;
 pub mod run;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
 use overlane_api::WorkerId;
 
+use self::errands::Errand;
 use self::handoff::Lanes;
 use self::hold::Held;
 use self::maintenance::PortBlock;
@@ -56,6 +59,11 @@ pub enum Command<P> {
     },
     /// Frames of another UMEM may come from now on.
     AddUmem(Arc<Depot>),
+    /// Look through the flows.
+    Errand(Box<Errand>),
+    /// A service is gone, and so are its sums ([`crate::flow::past`]): the next one with this tag
+    /// begins at 0.
+    ForgetTag(u32),
     /// End.
     Stop,
 }
@@ -120,6 +128,8 @@ pub struct Worker<P> {
     handed: Option<Box<Vector>>,
     made: Vector,
     held: Held,
+    /// What is to be done with the flows, a piece in each round.
+    errands: VecDeque<Box<Errand>>,
     /// The addresses that [`Parts::flows`] has been told of.
     external: Option<Arc<External>>,
     notices: Notices,
@@ -160,6 +170,7 @@ impl<P: Port> Worker<P> {
             handed: Some(Box::default()),
             made: Vector::default(),
             held: Held::default(),
+            errands: VecDeque::new(),
             external: None,
             notices: Notices::new(),
             icmp_limit: RateLimit::new(),
@@ -173,8 +184,8 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// One round: everything that has arrived, at most a vector from each side. Says how many
-    /// packets that were.
+    /// One round: everything that has arrived, at most a vector from each side; and a piece of an
+    /// errand. Says how many packets that were, one more for an errand.
     pub fn poll(&mut self) -> usize {
         let elapsed = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.now_ns = elapsed.saturating_add(self.skipped_ns);
@@ -189,7 +200,7 @@ impl<P: Port> Worker<P> {
         if work > 0 {
             self.after_work();
         }
-        work
+        work + usize::from(self.run_errand())
     }
 
     /// Takes over the addresses that flows leave with, when they have changed.

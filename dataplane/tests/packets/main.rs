@@ -13,6 +13,7 @@ mod egress_tables;
 mod encap;
 mod flat;
 mod icmp_error;
+mod listings;
 mod model;
 mod outside;
 mod service_tables;

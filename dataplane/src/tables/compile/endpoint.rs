@@ -198,6 +198,15 @@ impl Compiler {
         self.endpoints.get(name).map(|record| (&record.object, record.binding))
     }
 
+    /// The local endpoint that has an address.
+    #[must_use]
+    pub fn local_endpoint_at(&self, address: IpAddr) -> Option<&str> {
+        match self.tables.routes.host(address).target() {
+            Target::Endpoint(index) => self.endpoint_names.get(index),
+            _ => None,
+        }
+    }
+
     /// Names of the local endpoints.
     pub fn local_names(&self) -> impl Iterator<Item = String> + '_ {
         self.endpoint_names.iter().map(str::to_owned)

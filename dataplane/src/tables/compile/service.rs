@@ -344,6 +344,12 @@ impl Compiler {
         self.services.names.get(index)
     }
 
+    /// The index of a service.
+    #[must_use]
+    pub fn service_index(&self, name: &str) -> Option<u32> {
+        self.services.records.get(name).map(|record| record.index)
+    }
+
     /// All addresses that services answer at.
     pub fn vips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.services.vips.keys().copied()
