@@ -51,9 +51,10 @@ impl Flows {
     /// # Errors
     /// When there is no address space for them.
     pub fn new(worker: WorkerId, capacity: u32) -> Result<Self, RegionError> {
+        let (v4, v6) = Self::tables(capacity)?;
         Ok(Self {
-            v4: FlowTable4::new(capacity, seed())?,
-            v6: FlowTable6::new(capacity, seed())?,
+            v4,
+            v6,
             ports_v4: PortAllocator::new(worker, [seed(), seed()])?,
             ports_v6: PortAllocator::new(worker, [seed(), seed()])?,
             random: seed() | 1,
@@ -74,6 +75,21 @@ impl Flows {
         u64::from(self.v4.len()) + u64::from(self.v6.len())
     }
 
+    /// Takes other tables, which are empty, and gives its own for them: if these are empty, too. The
+    /// timeouts and the sums of what has gone stay. Says whether it did.
+    pub fn exchange(&mut self, tables: &mut (FlowTable4, FlowTable6)) -> bool {
+        if !self.is_empty() {
+            return false;
+        }
+        std::mem::swap(&mut self.v4, &mut tables.0);
+        std::mem::swap(&mut self.v6, &mut tables.1);
+        std::mem::swap(&mut self.v4.past, &mut tables.0.past);
+        std::mem::swap(&mut self.v6.past, &mut tables.1.past);
+        self.v4.set_timeouts(tables.0.timeouts);
+        self.v6.set_timeouts(tables.1.timeouts);
+        true
+    }
+
     /// What the flows of a tag that have gone had carried.
     #[must_use]
     pub fn past(&self, tag: u32) -> Carried {
@@ -86,6 +102,14 @@ impl Flows {
     pub fn forget_tag(&mut self, tag: u32) {
         self.v4.past.forget(tag);
         self.v6.past.forget(tag);
+    }
+
+    /// Empty tables for `capacity` flows of each family, for [`Flows::exchange`].
+    ///
+    /// # Errors
+    /// When there is no address space for them.
+    pub fn tables(capacity: u32) -> Result<(FlowTable4, FlowTable6), RegionError> {
+        Ok((FlowTable4::new(capacity, seed())?, FlowTable6::new(capacity, seed())?))
     }
 
     /// The tick at `now_ns` nanoseconds after the start.

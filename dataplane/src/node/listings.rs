@@ -219,6 +219,25 @@ impl Process {
         });
         removed.map(|index| index + 1).collect()
     }
+
+    /// Gives the workers room for as many flows as the node says, if it says so in time.
+    pub(super) fn set_flow_capacity(&mut self) {
+        let Some(capacity) = self.compiler.node().map(|node| node.flow_capacity) else { return };
+        match self.workers.set_flow_capacity(capacity) {
+            Ok(keep) if keep.is_empty() => self.clear_warning("flow capacity"),
+            Ok(keep) => {
+                let keep: Vec<String> =
+                    keep.iter().map(|(worker, flows)| format!("{worker} ({flows})")).collect();
+                let what = format!(
+                    "room for {capacity} flows of each family is for the next start: worker {} has \
+                     flows, and keeps its tables",
+                    keep.join(", ")
+                );
+                self.warn("flow capacity", what);
+            }
+            Err(error) => self.warn("flow capacity", error.to_string()),
+        }
+    }
 }
 
 /// How many are shown.

@@ -340,6 +340,7 @@ impl Process {
         for effect in effects {
             match effect {
                 Effect::Node => {
+                    self.set_flow_capacity();
                     self.configure_node();
                     self.resolve_all();
                 }

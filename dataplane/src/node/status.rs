@@ -40,12 +40,12 @@ impl Process {
             remote_endpoints,
             services,
             egress_rules,
+            flows: self.worker_ids().map(|id| self.workers.counters(id).flows).sum(),
             table_bytes: self.compiler.snapshot().bytes(),
             workers: self.worker_ids().map(|id| self.worker_status(id)).collect(),
             ports: self.open_ports().map(port_status).collect(),
             umems: self.umem_statuses(),
             warnings: self.all_warnings(),
-            ..Status::default()
         }
     }
 

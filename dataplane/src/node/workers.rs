@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use overlane_api::WorkerId;
+use overlane_api::node::DEFAULT_FLOW_CAPACITY;
 
 use super::settings::{Polling, Settings};
 use crate::flow::flows::Flows;
 use crate::io::af_xdp::{AfXdpPort, Umem};
 use crate::packet::meta::Origin;
 use crate::packet::pool::{Depot, UmemId};
+use crate::packet::region::RegionError;
 use crate::packet::verdict::PortId;
 use crate::stages::Notice;
 use crate::stats::counters::{Counters, Published};
@@ -30,6 +32,9 @@ const NOTICES: usize = 1024;
 struct Handle {
     commands: Sender<Command<AfXdpPort>>,
     published: Arc<Published>,
+    /// Flows of each family that it has room for. Memory is taken as they come: 160 bytes for one of
+    /// IPv4, 288 for one of IPv6.
+    flow_capacity: u32,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -41,9 +46,8 @@ pub struct Workers {
     notices: Receiver<Notice>,
 }
 
-/// Flows of each family that a worker has room for. Memory is taken as they come: 160 bytes for one of
-/// IPv4, 288 for one of IPv6.
-const FLOWS: u32 = 262_144;
+/// How long a worker may take to look at other flow tables.
+const TABLES_WAIT: Duration = Duration::from_secs(1);
 
 impl Workers {
     /// Starts the workers, each with the frames of `umems`: one for all, or one for each.
@@ -71,7 +75,8 @@ impl Workers {
                 tables: publisher.subscribe(usize::from(number)),
                 depots: umems.iter().map(|umem| umem.depot().clone()).collect(),
                 own_umem: if umems.len() > 1 { UmemId(number) } else { UmemId(0) },
-                flows: Flows::new(WorkerId(number), FLOWS).map_err(std::io::Error::other)?,
+                flows: Flows::new(WorkerId(number), DEFAULT_FLOW_CAPACITY)
+                    .map_err(std::io::Error::other)?,
                 lanes,
                 published: published.clone(),
                 commands: receiver,
@@ -81,7 +86,9 @@ impl Workers {
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || worker.run(polling, Some(cpu)))?;
-            workers.handles.push(Handle { commands, published, thread: Some(thread) });
+            let flow_capacity = DEFAULT_FLOW_CAPACITY;
+            let thread = Some(thread);
+            workers.handles.push(Handle { commands, published, flow_capacity, thread });
         }
         Ok(workers)
     }
@@ -173,6 +180,35 @@ impl Workers {
         for worker in self.ids() {
             tags.iter().for_each(|tag| self.tell(worker, Command::ForgetTag(*tag)));
         }
+    }
+
+    /// Gives every worker room for `capacity` flows of each family, as long as it has none. Returns
+    /// those that keep their tables, with what they have room for.
+    ///
+    /// # Errors
+    /// There is no memory for the tables.
+    pub fn set_flow_capacity(
+        &mut self,
+        capacity: u32,
+    ) -> Result<Vec<(WorkerId, u32)>, RegionError> {
+        let mut keep = Vec::new();
+        for worker in self.ids().collect::<Vec<_>>() {
+            let Some(now) = self.handles.get(worker.index()).map(|handle| handle.flow_capacity)
+            else {
+                continue;
+            };
+            if now == capacity {
+                continue;
+            }
+            let tables = Box::new(Flows::tables(capacity)?);
+            let (done, taken) = bounded(1);
+            self.tell(worker, Command::FlowTables { tables, done });
+            match (taken.recv_timeout(TABLES_WAIT), self.handles.get_mut(worker.index())) {
+                (Ok((true, _)), Some(handle)) => handle.flow_capacity = capacity,
+                _ => keep.push((worker, now)),
+            }
+        }
+        Ok(keep)
     }
 
     fn ids(&self) -> impl Iterator<Item = WorkerId> + use<> {

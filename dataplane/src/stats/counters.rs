@@ -30,6 +30,8 @@ pub struct Counters {
     pub vectors: u64,
     /// Times the worker went to sleep.
     pub sleeps: u64,
+    /// Flows that the worker remembers now.
+    pub flows: u64,
     /// Frames dropped, by reason.
     pub dropped: [u64; DropReason::COUNT],
 }
@@ -46,6 +48,7 @@ impl Default for Counters {
             copied: 0,
             vectors: 0,
             sleeps: 0,
+            flows: 0,
             dropped: [0; DropReason::COUNT],
         }
     }
@@ -83,6 +86,7 @@ impl Counters {
             self.copied,
             self.vectors,
             self.sleeps,
+            self.flows,
         ]);
         fields[SCALARS..].copy_from_slice(&self.dropped);
         fields
@@ -101,12 +105,13 @@ impl Counters {
             copied: fields[6],
             vectors: fields[7],
             sleeps: fields[8],
+            flows: fields[9],
             dropped,
         }
     }
 }
 
-const SCALARS: usize = 9;
+const SCALARS: usize = 10;
 const FIELDS: usize = SCALARS + DropReason::COUNT;
 
 /// The published block: written by one worker, read by anybody.

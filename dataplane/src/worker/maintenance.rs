@@ -97,6 +97,11 @@ impl<P: Port> Worker<P> {
                 }
                 Command::Errand(errand) => self.errands.push_back(errand),
                 Command::ForgetTag(tag) => self.parts.flows.forget_tag(tag),
+                Command::FlowTables { mut tables, done } => {
+                    let is_used = self.parts.flows.exchange(&mut tables);
+                    // Whoever asked may have given up.
+                    let _ = done.send((is_used, tables));
+                }
                 Command::Stop => self.stopping = true,
             }
         }
@@ -169,7 +174,8 @@ impl<P: Port> Worker<P> {
     }
 
     /// Publishes this worker's counters.
-    pub fn publish(&self) {
+    pub fn publish(&mut self) {
+        self.counters.flows = self.parts.flows.len();
         self.parts.published.publish(&self.counters);
     }
 

@@ -23,6 +23,7 @@ use self::handoff::Lanes;
 use self::hold::Held;
 use self::maintenance::PortBlock;
 use crate::flow::flows::Flows;
+use crate::flow::table::{FlowTable4, FlowTable6};
 use crate::io::Port;
 use crate::packet::meta::{Meta, Origin};
 use crate::packet::pool::{Depot, FramePool, UmemId};
@@ -64,9 +65,19 @@ pub enum Command<P> {
     /// A service is gone, and so are its sums ([`crate::flow::past`]): the next one with this tag
     /// begins at 0.
     ForgetTag(u32),
+    /// Use these tables from now on, unless there are flows in the old ones.
+    FlowTables {
+        /// The new ones, empty.
+        tables: Box<FlowTables>,
+        /// Told whether it does; gets the tables back that are not used.
+        done: Sender<(bool, Box<FlowTables>)>,
+    },
     /// End.
     Stop,
 }
+
+/// Tables of both families.
+pub type FlowTables = (FlowTable4, FlowTable6);
 
 /// A port that this worker serves.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use overlane_api::{
     Backend, BackendState, Change, Frontend, FrontendKind, MacAddr, Mode, Object, Protocol, Reject,
     Service, Underlay, WorkerId,
 };
+use overlane_dataplane::flow::flows::Flows;
 use overlane_dataplane::node::socket::{Server, mailbox};
 use overlane_dataplane::tables::compile::underlay::Way;
 use overlane_dataplane::tables::peers::Adjacency;
@@ -475,6 +476,35 @@ fn a_flow_of_a_service_that_is_gone_has_no_name() {
     let of_other = FlowFilter { service: Some("default/other".into()), ..FlowFilter::default() };
     assert_eq!(flows(&mut bed, of_other).matched, 0);
     assert_eq!(the_service(&mut bed).new_flows, 0);
+    bed.close();
+}
+
+#[test]
+fn tables_of_another_size_are_taken_while_there_are_no_flows() {
+    let mut bed = bed();
+    let remake = |bed: &mut Bed, capacity: u32| {
+        let (done, taken) = crossbeam::channel::bounded(1);
+        let tables = Box::new(Flows::tables(capacity).unwrap());
+        bed.node.bench().tell(WorkerId(1), Command::FlowTables { tables, done });
+        taken.recv().unwrap().0
+    };
+    assert!(remake(&mut bed, 100));
+    let report = flows(&mut bed, FlowFilter::default());
+    assert_eq!(report.capacity, 2 * 16_384 + 2 * 100);
+    let sent = packet(pod_ip(0, 1, 0), outside(0), udp(50_000));
+    leaves(&mut bed, 1, &sent);
+    bed.node.run();
+    assert_eq!(bed.node.bench().workers[1].counters().flows, 1, "for the status");
+    assert!(!remake(&mut bed, 200), "there is a flow");
+    assert_eq!(flows(&mut bed, FlowFilter::default()).capacity, report.capacity);
+    leaves(&mut bed, 1, &sent);
+    // Timeouts are still the node's.
+    bed.node.wait(Duration::from_secs(29));
+    bed.node.run();
+    assert_eq!(bed.node.flows(), 1);
+    bed.node.wait(Duration::from_secs(2));
+    bed.node.run();
+    assert_eq!(bed.node.flows(), 0, "30 seconds for a query to a name server");
     bed.close();
 }
 
