@@ -20,8 +20,8 @@ use crate::worker::errands::{
     Errand, Extras, FlowRecord, Meant, Order, Round, ServiceFrontend, Silent, Summary,
 };
 
-/// How long the slow thread waits for a word of a worker: a piece of its work takes some ten
-/// microseconds, and a sleeping one is woken.
+/// How long the slow thread waits for a word of a worker. A sleeping one is woken, a busy one looks
+/// for errands every 10 ms.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Who answers: the objects, and a way to the workers.
