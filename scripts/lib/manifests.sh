@@ -93,3 +93,71 @@ write_manifests() {
     done
   done
 }
+
+# everywhere NAME: standard input becomes the manifest NAME.yaml of every node. gone NAME: no more.
+everywhere() {
+  local text node
+  text=$(cat)
+  for node in $NODE_NAMES; do put "$RUN_DIR/$node/manifests/$1.yaml" <<< "$text"; done
+}
+gone() {
+  local node
+  for node in $NODE_NAMES; do rm -f "$RUN_DIR/$node/manifests/$1.yaml"; done
+}
+
+# service_manifest NAME IP4 IP6 PORT=TARGET/PROTOCOL...: a dual-stack service.
+service_manifest() {
+  local name=$1 port target
+  cat <<YAML
+apiVersion: v1
+kind: Service
+metadata: {namespace: default, name: $name}
+spec:
+  clusterIP: $2
+  clusterIPs: [$2, "$3"]
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: RequireDualStack
+  ports:
+YAML
+  shift 3
+  for port in "$@"; do
+    target=${port#*=}
+    printf '    - {name: %s, port: %s, targetPort: %s, protocol: %s}\n' \
+      "$(port_name "$port")" "${port%%=*}" "${target%/*}" "${target#*/}"
+  done
+}
+port_name() { local port=${1%%=*}; printf 'p%s-%s' "$port" "$(tr '[:upper:]' '[:lower:]' <<< "${1#*/}")"; }
+
+# slice_manifests NAME PORTS NODE=ADDRESS...: the service's endpoints, one slice of each family.
+# PORTS: those of service_manifest, in one word.
+slice_manifests() {
+  local name=$1 ports=$2
+  shift 2
+  slice_manifest "$name" 4 "$ports" "$@"
+  printf -- '---\n'
+  slice_manifest "$name" 6 "$ports" "$@"
+}
+
+slice_manifest() { # slice_manifest NAME 4|6 PORTS NODE=ADDRESS...
+  local name=$1 family=$2 port target endpoint
+  cat <<YAML
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  namespace: default
+  name: $name-ipv$family
+  labels: {kubernetes.io/service-name: $name}
+addressType: IPv$family
+ports:
+YAML
+  for port in $3; do
+    target=${port#*=}
+    printf '  - {name: %s, port: %s, protocol: %s}\n' "$(port_name "$port")" "${target%/*}" "${target#*/}"
+  done
+  shift 3
+  printf 'endpoints:\n'
+  for endpoint in "$@"; do
+    case $endpoint-$family in *:*-4 | *.*-6) continue ;; esac
+    printf '  - {addresses: ["%s"], nodeName: %s, conditions: {ready: true}}\n' "${endpoint#*=}" "${endpoint%%=*}"
+  done
+}

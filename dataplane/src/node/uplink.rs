@@ -240,7 +240,9 @@ impl Process {
                 self.clear_warning("steering");
             }
         }
-        let routes = if flat { pods } else { node.cluster_cidrs };
+        let mut routes = if flat { pods } else { node.cluster_cidrs };
+        // Services are chosen here, for the host's own programs as for pods.
+        routes.extend(node.service_cidrs);
         let routed = self.host.as_mut().map(|host| host.pair.set_routes(&routes));
         match routed {
             Some(Err(error)) => self.warn("host routes", error.to_string()),

@@ -2,8 +2,6 @@
 # Pods come and go while others talk: a new manifest is live soon, a removed one is gone, nobody else notices.
 # shellcheck source=dataplane/tests/netns/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-# shellcheck source=scripts/lib/manifests.sh
-. "$SCRIPTS/lib/manifests.sh"
 
 ready_pods() { endpoints_of "$1" '[.. | objects | select(.state? == "ready")] | length'; }
 knows_pods() { equal "ready pods of $1" "$(ready_pods "$1")" "$2"; }

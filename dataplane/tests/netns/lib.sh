@@ -15,6 +15,8 @@ SCRIPTS=$HERE/../../../scripts
 . "$SCRIPTS/lib/addresses.sh"
 # shellcheck source=scripts/lib/topology.sh
 . "$SCRIPTS/lib/topology.sh"
+# shellcheck source=scripts/lib/manifests.sh
+. "$SCRIPTS/lib/manifests.sh"
 # shellcheck source=scripts/lib/processes.sh
 . "$SCRIPTS/lib/processes.sh"
 
@@ -66,6 +68,8 @@ at() { in_ns "$@"; }
 # Its process id is in STARTED, what it says in STARTED_LOG.
 start() {
   STARTED_LOG=$WORK/started.${#STARTED_PIDS[@]}
+  # Of an earlier one, whose last word could be taken for this one's.
+  rm -f "$STARTED_LOG"
   ip netns exec "$(namespace "$1")" "${@:2}" > "$STARTED_LOG" 2>&1 < /dev/null 8>&- &
   STARTED=$!
   STARTED_PIDS+=("$STARTED")
@@ -166,6 +170,92 @@ serve() {
 }
 tcp_echo() { at "$1" "$PYTHON" "$HERE/echo.py" tcp "$2" 7000 "${3:-200000}"; }
 udp_echo() { at "$1" "$PYTHON" "$HERE/echo.py" udp "$2" 7000 "${3:-20}"; }
+
+# web NAME [PORT]: scripts/lib/web.py there, as NAME, on port 8080; its log is $WORK/web.NAME.
+web() {
+  : > "$WORK/web.$1"
+  start "$1" "$PYTHON" "$SCRIPTS/lib/web.py" "$1" "${2:-8080}" "$WORK/web.$1"
+  wait_until 5 grep -qs ready "$STARTED_LOG" || die "the web server in $1 did not start: $(cat "$STARTED_LOG")"
+}
+# get NAME URL [CURL-OPTIONS...]: from there, within 5 s.
+get() { at "$1" curl -sS -g --noproxy '*' --max-time 5 "${@:3}" "$2"; }
+# ask NAME ADDRESS PORT: what the web server there answers to a datagram, within 3 s.
+ask() {
+  at "$1" "$PYTHON" - "$2" "$3" <<'PYTHON'
+import socket, sys
+with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM) as s:
+    s.settimeout(1)
+    s.connect((sys.argv[1], int(sys.argv[2])))
+    for _ in range(3):
+        s.send(b"who am I?")
+        try:
+            print(s.recv(100).decode().strip())
+            break
+        except ConnectionRefusedError:
+            sys.exit("refused")
+        except TimeoutError:
+            continue
+    else:
+        sys.exit("no answer")
+PYTHON
+}
+# refused NAME URL: a connection is refused within 1 s, not by silence.
+refused() {
+  local status=0 began=${EPOCHREALTIME/./}
+  get "$1" "$2" || status=$?
+  equal "curl's exit status" "$status" 7
+  at_most "milliseconds" $(((${EPOCHREALTIME/./} - began) / 1000)) 1000
+}
+# udp_refused NAME ADDRESS PORT: somebody says that the port is closed.
+udp_refused() {
+  local said
+  said=$(ask "$1" "$2" "$3" 2>&1) || true
+  equal "the answer" "$said" refused
+}
+# dropped NODE REASON COMMAND...: it fails, and this is why.
+dropped() {
+  local before
+  before=$(drops_of "$1" "$2")
+  not "${@:3}"
+  at_least "drops '$2'" $(($(drops_of "$1" "$2") - before)) 1
+}
+# in_url ADDRESS: as a URL has it.
+in_url() { case $1 in *:*) printf '[%s]' "$1" ;; *) printf '%s' "$1" ;; esac; }
+# clients NAME: the addresses that its web server saw, each once, in one line.
+clients() { awk '{ print $2 }' "$WORK/web.$1" | sort -u | tr '\n' ' '; }
+
+# capture_begin FILE [FILTER...]: what the underlay sees, from now until capture_end.
+capture_begin() {
+  start net tcpdump --immediate-mode -Z root -ni br0 -s 0 -U -w "$@"
+  CAPTURE=$STARTED
+  wait_until 5 test -s "$1" || die "tcpdump did not start: $(cat "$STARTED_LOG")"
+}
+capture_end() {
+  sleep 0.3
+  stop_one "$CAPTURE" INT
+}
+# no_frame FILE TSHARK-FILTER: none in the capture, at any depth of headers; it shows those there are.
+no_frame() {
+  local found
+  # Our own ports are not the protocols that tshark knows by them.
+  found=$(tshark -n -r "$1" -d "udp.port==7000,data" -d "tcp.port==7000,data" -d "udp.port==8080,data" \
+    -o ip.check_checksum:TRUE -o udp.check_checksum:TRUE -o tcp.check_checksum:TRUE -Y "$2" 2> /dev/null)
+  [ -z "$found" ] || { head -n 5 <<< "$found"; return 1; }
+}
+# good_checksums FILE: none of the capture's checksums is bad, inside and outside of tunnels. Of what
+# ICMP errors quote, cut short, tshark says that it is.
+good_checksums() {
+  local quoted='icmp.type in {3, 11, 12} || icmpv6.type < 128'
+  no_frame "$1" 'ip.checksum.status == "Bad" || icmp.checksum.status == "Bad" || icmpv6.checksum.status == "Bad"'
+  no_frame "$1" "(udp.checksum.status == \"Bad\" || tcp.checksum.status == \"Bad\") && !($quoted)"
+}
+# no_pod_outside FILE: no frame of the capture has a pod as its outer source unless it goes to a pod
+# or a node. A network outside drops those, or worse.
+no_pod_outside() {
+  local found near='dst net 10.244.0.0/16 or dst net 10.0.0.0/16 or dst net fd12:3456::/48 or dst net fd00:10::/48'
+  found=$(tcpdump -Z root -nr "$1" "(src net 10.244.0.0/16 or src net fd12:3456::/48) and not ($near or ip6 multicast)" 2> /dev/null)
+  [ -z "$found" ] || { head -n 5 <<< "$found"; return 1; }
+}
 
 # iperf NAME ADDRESS JSON-FILE OPTIONS...: against a server started with `start NAME iperf3 -s`.
 iperf() { at "$1" iperf3 -J -c "$2" "${@:4}" > "$3"; }
