@@ -90,7 +90,7 @@ fn row(plan: &Plan, scenario: Scenario, load: Load) -> Result<Row, PerfError> {
         size: load.size,
         workers: plan.workers,
         cost,
-        target_ns: scenario.target_ns(),
+        target_ns: scenario.target_ns(load.flows),
         instructions,
         stages,
     })

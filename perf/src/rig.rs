@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use overlane_api::{Change, Mode, Node, Object, Underlay, WorkerId};
 use overlane_dataplane::io::memory::ReplayPort;
+use overlane_dataplane::packet::flow_key::{Address, FlowKey};
 use overlane_dataplane::packet::meta::Origin;
 use overlane_dataplane::packet::pool::UmemId;
 use overlane_dataplane::packet::verdict::PortId;
@@ -62,18 +63,24 @@ impl Rig {
         }
         let topology = Topology::new(load.peers, load.endpoints)?;
         let chunks = workers * (load.frames + SPARE_FRAMES);
-        let bench = Bench::new(workers, chunks).map_err(PerfError::Node)?;
+        let capacity = u32::try_from(load.flows).unwrap_or(u32::MAX);
+        let capacity = capacity.saturating_add(capacity / 4).max(1 << 14);
+        let bench = Bench::with_flows(workers, chunks, capacity).map_err(PerfError::Node)?;
         let mut rig = Self { bench, inputs: Vec::new(), scenario };
         let mut uplinks = Vec::new();
         let mut pods = Vec::new();
         for number in 0..workers {
             let worker = WorkerId(number as u8);
             let flows = Flows::new(scenario, load, topology, number);
-            let replay = flows.port(load)?;
+            let replay = if scenario.way == Way::ServiceReply {
+                silent_port()?
+            } else {
+                flows.port(load)?
+            };
             let [uplink, first, second] = [(); 3].map(|()| rig.bench.new_port_id());
             let (input, way) = match scenario.way {
-                Way::In => (uplink, Origin::Uplink),
-                Way::Out | Way::Local => (first, Origin::Endpoint),
+                Way::In | Way::ServiceReply => (uplink, Origin::Uplink),
+                Way::Out | Way::Local | Way::Service => (first, Origin::Endpoint),
             };
             for (id, origin) in
                 [(uplink, Origin::Uplink), (second, Origin::Endpoint), (first, Origin::Endpoint)]
@@ -90,7 +97,41 @@ impl Rig {
         let uplink = UplinkBinding { mac: node::UPLINK_MAC, ports: uplinks };
         rig.bench.compiler.bind_uplink(uplink);
         rig.load(topology, &pods)?;
+        if scenario.way == Way::ServiceReply {
+            for (number, (worker, [first, _])) in pods.into_iter().enumerate() {
+                rig.open_flows(load, topology, number, (worker, first))?;
+            }
+        }
         Ok(rig)
+    }
+
+    /// Has the pod behind port `first` open its flows; from then on their answers arrive.
+    fn open_flows(
+        &mut self,
+        load: &Load,
+        topology: Topology,
+        number: usize,
+        (worker, first): (WorkerId, PortId),
+    ) -> Result<(), PerfError> {
+        let forward = Scenario { way: Way::Service, ..self.scenario };
+        let opening = Flows::new(forward, load, topology, number).once(load)?;
+        self.bench.add_port(worker, first, Origin::Endpoint, opening);
+        while self.bench.workers[number].poll() > 0 {}
+        let mut flows = Flows::new(self.scenario, load, topology, number);
+        let table = self.bench.workers[number].flows();
+        flows.answers = match self.scenario.family {
+            Underlay::Ipv4 => {
+                table.v4.iter().map(|(_, _, reverse)| answer(&reverse.key())).collect()
+            }
+            Underlay::Ipv6 => {
+                table.v6.iter().map(|(_, _, reverse)| answer(&reverse.key())).collect()
+            }
+        };
+        let count = flows.answers.len();
+        flows.seeds.truncate(count);
+        let replay = flows.port(load)?;
+        self.bench.add_port(worker, self.inputs[number], Origin::Uplink, replay);
+        Ok(())
     }
 
     fn load(
@@ -104,6 +145,10 @@ impl Rig {
         self.apply([Change::Set(Object::Node(this))])?;
         self.apply(topology.peer_changes(mode))?;
         self.apply(topology.endpoint_changes())?;
+        if self.scenario.way.has_flows() {
+            let services = 0..Topology::SERVICES;
+            self.apply(services.map(|n| Change::Set(Object::Service(topology.service(n)))))?;
+        }
         for (worker, ports) in pods {
             for (number, port) in ports.iter().enumerate() {
                 let pod = worker.0 * 2 + number as u8;
@@ -172,7 +217,23 @@ fn check_worker(scenario: Scenario, worker: &Worker<ReplayPort>) -> Result<(), P
 /// This node as `scenario` wants it.
 #[must_use]
 pub fn this_node(scenario: Scenario) -> Node {
-    objects::node(scenario.mode, scenario.family)
+    let mut node = objects::node(scenario.mode, scenario.family);
+    node.service_cidrs =
+        ["10.96.0.0/16", "fd98::/108"].iter().flat_map(|net| net.parse()).collect();
+    node
+}
+
+/// Addresses and ports of a packet with this key.
+fn answer<A: Address>(key: &FlowKey<A>) -> Answer {
+    let addresses = (key.source.to_ip(), key.destination.to_ip());
+    Answer { addresses, ports: (key.source_port, key.destination_port) }
+}
+
+/// Addresses and ports of an answer: source, destination.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    addresses: (IpAddr, IpAddr),
+    ports: (u16, u16),
 }
 
 /// A port on which nothing arrives.
@@ -196,6 +257,8 @@ pub struct Flows {
     seeds: Vec<u32>,
     worker: usize,
     random: fastrand::Rng,
+    /// Of [`Way::ServiceReply`], per flow.
+    answers: Vec<Answer>,
 }
 
 impl Flows {
@@ -205,7 +268,20 @@ impl Flows {
         let mut random = fastrand::Rng::with_seed(0x0e11_a4e0 + worker as u64);
         let seeds = (0..load.flows.max(1)).map(|_| random.u32(..)).collect();
         let (size, order) = (load.size, load.order);
-        Self { scenario, topology, size, order, seeds, worker, random }
+        Self { scenario, topology, size, order, seeds, worker, random, answers: Vec::new() }
+    }
+
+    /// A port that receives one packet of each.
+    ///
+    /// # Errors
+    /// [`PerfError::Port`]
+    pub fn once(self, load: &Load) -> Result<ReplayPort, PerfError> {
+        let count = self.seeds.len();
+        let frames = (0..count).map(|flow| self.frame(flow)).collect();
+        let order = (0..count as u32).collect();
+        let mut port = ReplayPort::new(UmemId(0), frames, order, load.frames, self.size)?;
+        port.stop_after(count as u64);
+        Ok(port)
     }
 
     /// A port that receives them.
@@ -249,19 +325,29 @@ impl Flows {
         let [here, there] = [0, 1].map(|n| (self.worker * 2 + n) as u8);
         let address = |pod| of_family(objects::pod_addresses(0, pod), family);
         let gateway = objects::gateway_mac(0);
-        let peer = endpoint % self.topology.peers;
-        let peer_mac = Topology::peer(peer, Mode::Geneve).gateway_mac;
-        let (macs, addresses) = match self.scenario.way {
-            Way::Out => ((objects::pod_mac(0, here), gateway), (address(here), remote)),
-            Way::Local => ((objects::pod_mac(0, here), gateway), (address(here), address(there))),
-            Way::In if self.scenario.mode.is_tunnel() => {
-                ((peer_mac, gateway), (remote, address(here)))
-            }
-            Way::In => ((node::NEXT_HOP_MAC, node::UPLINK_MAC), (remote, address(here))),
-        };
+        let from_pod = (objects::pod_mac(0, here), gateway);
+        let is_tunnel = self.scenario.mode.is_tunnel();
         let ports = (own.u16(1024..), own.u16(1..));
+        let (macs, addresses, ports) = match self.scenario.way {
+            Way::Out => (from_pod, (address(here), remote), ports),
+            Way::Local => (from_pod, (address(here), address(there)), ports),
+            Way::Service => {
+                let service = own.usize(..Topology::SERVICES);
+                let vip = Topology::service_address(service, family);
+                (from_pod, (address(here), vip), (ports.0, Topology::SERVICE_PORTS.0))
+            }
+            Way::In | Way::ServiceReply => {
+                let (addresses, ports) = match self.answers.get(flow) {
+                    Some(answer) => (answer.addresses, answer.ports),
+                    None => ((remote, address(here)), ports),
+                };
+                let peer = Topology::peer(Topology::peer_of(addresses.0), Mode::Geneve);
+                let native = (node::NEXT_HOP_MAC, node::UPLINK_MAC);
+                (if is_tunnel { (peer.gateway_mac, gateway) } else { native }, addresses, ports)
+            }
+        };
         let inner = Datagram { macs, addresses, ports, checksum: true }.frame_of(self.size);
-        if self.scenario.way != Way::In || !self.scenario.mode.is_tunnel() {
+        if !self.scenario.way.is_in() || !is_tunnel {
             return inner;
         }
         let this = this_node(self.scenario);
@@ -272,7 +358,7 @@ impl Flows {
         let outer = Datagram {
             macs: (node::NEXT_HOP_MAC, node::UPLINK_MAC),
             addresses: (
-                Topology::peer_address(peer, family),
+                Topology::peer_address(Topology::peer_of(addresses.0), family),
                 of_family(objects::node_addresses(0), family),
             ),
             ports: (own.u16(49152..), port),

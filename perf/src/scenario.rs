@@ -12,6 +12,24 @@ pub enum Way {
     In,
     /// From a pod here to another pod here.
     Local,
+    /// From a pod here to services, whose backends are pods of other nodes.
+    Service,
+    /// The answers to that.
+    ServiceReply,
+}
+
+impl Way {
+    /// Do packets arrive on the uplink?
+    #[must_use]
+    pub const fn is_in(self) -> bool {
+        matches!(self, Self::In | Self::ServiceReply)
+    }
+
+    /// Does each packet belong to a flow that the node remembers?
+    #[must_use]
+    pub const fn has_flows(self) -> bool {
+        matches!(self, Self::Service | Self::ServiceReply)
+    }
 }
 
 /// One path through the pipeline.
@@ -33,7 +51,7 @@ impl Scenario {
     }
 
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::new("geneve-encap", Mode::Geneve, Underlay::Ipv4, Way::Out),
         Self::new("geneve-decap", Mode::Geneve, Underlay::Ipv4, Way::In),
         Self::new("vxlan-encap", Mode::Vxlan, Underlay::Ipv4, Way::Out),
@@ -41,6 +59,10 @@ impl Scenario {
         Self::new("native-out", Mode::Native, Underlay::Ipv4, Way::Out),
         Self::new("native-in", Mode::Native, Underlay::Ipv4, Way::In),
         Self::new("local", Mode::Geneve, Underlay::Ipv4, Way::Local),
+        Self::new("dnat-geneve", Mode::Geneve, Underlay::Ipv4, Way::Service),
+        Self::new("dnat-reply", Mode::Geneve, Underlay::Ipv4, Way::ServiceReply),
+        Self::new("dnat-geneve6", Mode::Geneve, Underlay::Ipv6, Way::Service),
+        Self::new("dnat-reply6", Mode::Geneve, Underlay::Ipv6, Way::ServiceReply),
         Self::new("geneve6-encap", Mode::Geneve, Underlay::Ipv6, Way::Out),
         Self::new("geneve6-decap", Mode::Geneve, Underlay::Ipv6, Way::In),
         Self::new("vxlan6-encap", Mode::Vxlan, Underlay::Ipv6, Way::Out),
@@ -58,8 +80,11 @@ impl Scenario {
 
     /// What a packet may cost, nanoseconds, where that is laid down.
     #[must_use]
-    pub fn target_ns(&self) -> Option<f64> {
+    pub fn target_ns(&self, flows: usize) -> Option<f64> {
         match (self.mode.is_tunnel(), self.family, self.way) {
+            (true, Underlay::Ipv4, Way::Service | Way::ServiceReply) => {
+                Some(if flows <= 1000 { 55.0 } else { 110.0 })
+            }
             (true, Underlay::Ipv4, Way::Out) => Some(26.0),
             (true, Underlay::Ipv4, Way::In) => Some(30.0),
             _ => None,

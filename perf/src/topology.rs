@@ -8,7 +8,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use overlane_api::{Attachment, Change, Endpoint, MacAddr, Mode, Object, Peer, Underlay};
+use overlane_api::{
+    Algorithm, Attachment, Backend, BackendState, Change, Endpoint, Forwarding, Frontend,
+    FrontendKind, MacAddr, Mode, Object, Peer, Protocol, Reject, Scope, Service, Underlay,
+};
 
 use crate::error::PerfError;
 
@@ -73,6 +76,70 @@ impl Topology {
         match Self::pod_network(endpoint % self.peers, family) {
             IpAddr::V4(net) => Ipv4Addr::from_bits(net.to_bits() + pod).into(),
             IpAddr::V6(net) => Ipv6Addr::from_bits(net.to_bits() + u128::from(pod)).into(),
+        }
+    }
+
+    /// The peer that has the pod of that address.
+    #[must_use]
+    pub fn peer_of(pod: IpAddr) -> usize {
+        match pod {
+            IpAddr::V4(address) => (address.to_bits().wrapping_sub(0x0a40_0000) >> 8) as usize,
+            IpAddr::V6(address) => (address.to_bits() >> 64) as u32 as usize,
+        }
+    }
+
+    /// Services there are, so that a pod's ports suffice for millions of flows.
+    pub const SERVICES: usize = 100;
+
+    /// Address of a service.
+    #[must_use]
+    pub fn service_address(service: usize, family: Underlay) -> IpAddr {
+        let number = service as u32 + 10;
+        match family {
+            Underlay::Ipv4 => Ipv4Addr::from_bits(0x0a60_0000 + number).into(),
+            Underlay::Ipv6 => Ipv6Addr::from_bits((0xfd98 << 112) + u128::from(number)).into(),
+        }
+    }
+
+    /// Port of every service, and of its backends.
+    pub const SERVICE_PORTS: (u16, u16) = (80, 8080);
+
+    /// A service whose backends are ten of the endpoints, or as many as there are.
+    #[must_use]
+    pub fn service(&self, service: usize) -> Service {
+        let families = [Underlay::Ipv4, Underlay::Ipv6];
+        let frontends = families.map(|family| Frontend {
+            address: Self::service_address(service, family),
+            port: Self::SERVICE_PORTS.0,
+            kind: FrontendKind::ClusterIp,
+        });
+        let of_family = |family| {
+            (0..self.endpoints.min(10)).map(move |number| Backend {
+                address: self.endpoint_address((service * 10 + number) % self.endpoints, family),
+                port: Self::SERVICE_PORTS.1,
+                weight: 1,
+                local: false,
+                use_cluster: true,
+                use_local: false,
+                serving: true,
+                state: BackendState::Ready,
+            })
+        };
+        let mut backends: Vec<Backend> = families.into_iter().flat_map(of_family).collect();
+        backends.sort_by_key(|backend| (backend.address, backend.port));
+        Service {
+            name: format!("load/service-{service}:web"),
+            protocol: Protocol::Udp,
+            frontends: frontends.to_vec(),
+            backends,
+            internal: Scope::Cluster,
+            external: Scope::Cluster,
+            affinity_seconds: None,
+            source_ranges: Vec::new(),
+            reject: Reject::Rst,
+            forwarding: Forwarding::Snat,
+            algorithm: Algorithm::Maglev,
+            health_check_port: None,
         }
     }
 
