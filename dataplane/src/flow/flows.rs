@@ -130,6 +130,12 @@ impl Flows {
         (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
     }
 
+    /// Says how many workers share the addresses that flows leave with.
+    pub fn set_workers(&mut self, workers: u32) {
+        self.ports_v4.set_workers(workers);
+        self.ports_v6.set_workers(workers);
+    }
+
     /// Other timeouts and cooldowns (seconds), for flows that exist as well.
     pub fn set_timeouts(
         &mut self,

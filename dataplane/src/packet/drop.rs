@@ -114,6 +114,8 @@ drop_reasons! {
         "A port scan does this; else look at the sender.";
     ServiceUnassigned "service_unassigned" "An address of the service range that no service has."
         "Look at the client's configuration: the service was deleted, perhaps.";
+    ServiceFromOutside "service_from_outside" "From outside of the cluster to a service's cluster address."
+        "Give the service a NodePort or a load balancer's address.";
     ServiceUnknownPort "service_unknown_port" "The service has no such port; the client was told."
         "Look at overlane service list for the ports it has.";
     ServiceNoBackend "service_no_backend" "The service has no endpoints; the client was told."

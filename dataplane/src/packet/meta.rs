@@ -171,6 +171,8 @@ pub struct Meta {
     pub flow: u32,
     /// Is it to an address and port that flows of this worker leave with? `ingress/decap`.
     pub is_answer: bool,
+    /// Is it from outside to a service at this node's own address? `ingress/decap`.
+    pub is_node_port: bool,
     /// Is it an ICMP error about the flow's other direction? `lookup/related`.
     pub is_related: bool,
     /// Were its addresses translated here? Then nothing more is decided about them.
@@ -211,6 +213,7 @@ impl Meta {
             forwarded: true,
             flow: 0,
             is_answer: false,
+            is_node_port: false,
             is_related: false,
             translated: false,
             peer: 0,

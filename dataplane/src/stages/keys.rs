@@ -48,7 +48,8 @@ impl Wish {
             }
             Target::Gateway if inside => Self::Follow,
             // What comes to a port that flows leave with is of one of them.
-            Target::Host if meta.is_answer => Self::Open,
+            _ if meta.is_answer || meta.is_node_port => Self::Open,
+            Target::Service(_) if meta.origin == Origin::Uplink => Self::Open,
             Target::Host => Self::Follow,
             _ => Self::Nothing,
         }

@@ -25,7 +25,7 @@ use overlane_api::WorkerId;
 use crate::flow::flows::Flows;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
-use crate::packet::meta::{Meta, Origin, Target};
+use crate::packet::meta::{Kind, Meta, Origin, Target};
 use crate::packet::pool::FramePool;
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
@@ -170,6 +170,12 @@ fn way_out(
         }
         _ if meta.origin == Origin::Uplink => Err(tables.node.host_verdict()),
         Target::Host => {
+            match answers_flow_of(frame, meta, cx) {
+                Some(owner) if owner != cx.worker => return Ok(Verdict::HandOver(owner)),
+                // It has no such flow: the packet is the host's after all.
+                Some(_) => return Err(tables.node.host_verdict()),
+                None => {}
+            }
             transmit::rewrite::step(frame, meta, cx.flows);
             Ok(transmit::deliver::to_host(cx))
         }
@@ -181,5 +187,20 @@ fn way_out(
             Err(resolve::hop::to_unknown(frame, meta, cx))
         }
         Target::None | Target::Service(_) => Err(NO_ROUTE),
+    }
+}
+
+/// The worker that may have a flow which the packet to this node's address answers.
+fn answers_flow_of(frame: &Frame, meta: &Meta, cx: &Context<'_>) -> Option<WorkerId> {
+    if meta.flow != 0 || meta.translated {
+        return None;
+    }
+    let external = &cx.tables.external;
+    match meta.kind {
+        Kind::Ipv4 => external.owner_v4(meta.destination, meta.destination_port),
+        _ => {
+            let key = keys::key_v6(frame, meta);
+            external.owner_v6(key.destination, meta.destination_port)
+        }
     }
 }

@@ -222,6 +222,8 @@ impl<P: Port> Worker<P> {
         }
         let new = external.clone();
         let flows = &mut self.parts.flows;
+        // A lane to each worker, and the place of its own.
+        flows.set_workers(u32::try_from(self.parts.lanes.outgoing.len()).unwrap_or(1));
         flows.set_timeouts(&new.timeouts, new.fin_cooldown, new.rst_cooldown);
         for old in self.external.iter().flat_map(|known| known.addresses()) {
             if !new.addresses().any(|address| address.address == old.address) {

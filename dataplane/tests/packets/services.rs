@@ -27,7 +27,7 @@ const ACK: u8 = 16;
 const FIN: u8 = 1;
 
 /// The address of service number `number`.
-fn vip(number: u8, family: usize) -> IpAddr {
+pub fn vip(number: u8, family: usize) -> IpAddr {
     [format!("10.96.0.{}", 10 + number), format!("fd98::{:x}", 10 + number)][family]
         .parse()
         .unwrap()
@@ -47,7 +47,7 @@ fn backend(node: u8, pod: u8, family: usize) -> Backend {
 }
 
 /// Service number `number`, port 80, with these backends (node, pod).
-fn service(number: u8, protocol: Protocol, backends: &[(u8, u8)]) -> Service {
+pub fn service(number: u8, protocol: Protocol, backends: &[(u8, u8)]) -> Service {
     let frontends = (0..2).map(|family| Frontend {
         address: vip(number, family),
         port: 80,

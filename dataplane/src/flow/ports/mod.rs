@@ -159,15 +159,31 @@ impl<A: Address> Pool<A> {
     }
 
     fn claim(&mut self, worker: WorkerId, count: u32, random: &mut Random) -> u32 {
-        let range = self.table.range();
         for claimed in 0..count {
-            let start = random.below(1 << 10) as usize;
-            let Some(block) = self.table.claim(worker, start) else { return claimed };
-            self.owned[block.number()] = block.usable(range);
-            self.status.owned += block.usable(range).count_ones();
-            self.blocks.push(block);
+            if !self.claim_near(worker, random.below(1 << 10) as usize) {
+                return claimed;
+            }
         }
         count
+    }
+
+    /// Takes the first free block from number `start` on; false when there is none.
+    fn claim_near(&mut self, worker: WorkerId, start: usize) -> bool {
+        let range = self.table.range();
+        let Some(block) = self.table.claim(worker, start) else { return false };
+        self.owned[block.number()] = block.usable(range);
+        self.status.owned += block.usable(range).count_ones();
+        self.blocks.push(block);
+        true
+    }
+
+    /// Takes the block of a port that a pod would like to keep, if nobody has it.
+    fn claim_for(&mut self, worker: WorkerId, port: u16) {
+        let block = Block::of(port);
+        let is_free = self.table.owner(port).is_none() && !self.owns(port);
+        if is_free && block.usable(self.table.range()) & bit(port) != 0 {
+            self.claim_near(worker, block.number());
+        }
     }
 }
 
@@ -360,8 +376,9 @@ impl<A: Address> PortAllocator<A> {
             .get_mut(usize::from(pool.0))
             .filter(|pool| !pool.retired)
             .ok_or(AllocateError::NoAddress)?;
-        let mut attempt = Attempt { address: of.address, remote, cooldown, is_free, tries: 0 };
         let mut place = pressure.find(pool, remote);
+        of.claim_for(*worker, preferred);
+        let mut attempt = Attempt { address: of.address, remote, cooldown, is_free, tries: 0 };
         let mut found = try_preferred(of, pressure, place, preferred, &mut attempt);
         if found.is_none() && place.is_none() {
             found = try_few(of, random, &mut attempt);

@@ -209,11 +209,32 @@ fn outer_v6(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
 }
 
 /// A packet to an address of this node's, and of no tunnel: an answer to a flow that left with the
-/// address, which its worker knows; or the host's.
+/// address, which its worker knows; or to a service there; or the host's.
 fn own_address(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
     if parse_plain(frame, meta, cx.tables).is_err() || meta.l4 == 0 {
         return Err(cx.tables.node.host_verdict());
     }
+    answer(frame, meta, cx)?;
+    if meta.is_answer {
+        return Ok(());
+    }
+    let services = &cx.tables.services;
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let vip = match meta.kind {
+        Kind::Ipv4 => services.vip4(meta.destination),
+        _ => services.vip6(peek::destination_v6(ip)),
+    };
+    let frontend = vip.and_then(|vip| services.frontend(vip, meta.protocol, meta.destination_port));
+    if frontend.is_none() {
+        return Err(cx.tables.node.host_verdict());
+    }
+    frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
+    meta.is_node_port = true;
+    Ok(())
+}
+
+/// Is the packet an answer to a flow that left with its destination? Then it is its worker's.
+fn answer(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> Result<(), Verdict> {
     let external = &cx.tables.external;
     let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
     let message = ip.get(usize::from(meta.l4)..usize::from(meta.ip_len)).unwrap_or_default();
@@ -230,7 +251,7 @@ fn own_address(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Resu
         (Kind::Ipv6, _) => external.owner_v6(peek::destination_v6(ip), meta.destination_port),
         (Kind::Arp | Kind::LinkV6, _) => None,
     };
-    let Some(owner) = owner else { return Err(cx.tables.node.host_verdict()) };
+    let Some(owner) = owner else { return Ok(()) };
     frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
     meta.is_answer = true;
     if owner == cx.worker { Ok(()) } else { Err(Verdict::HandOver(owner)) }
@@ -263,7 +284,8 @@ fn plain(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(),
         }
         Ok(()) => {
             frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
-            Ok(())
+            // To the address of a gateway that is here?
+            if meta.l4 == 0 { Ok(()) } else { answer(frame, meta, cx) }
         }
         // What the host's stack would make of it is not for us to say.
         Err(DropReason::Multicast) => Err(cx.tables.node.host_verdict()),

@@ -34,8 +34,8 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
             Kind::Ipv4 => step::<u32>(frame, meta, wish, cx),
             _ => step::<u128>(frame, meta, wish, cx),
         };
-        if let Err(reason) = done {
-            meta.verdict = Verdict::Drop(reason);
+        if let Err(verdict) = done {
+            meta.verdict = verdict;
         }
     }
 }
@@ -46,9 +46,10 @@ fn step<A: Family>(
     meta: &mut Meta,
     wish: Wish,
     cx: &mut Context<'_>,
-) -> Result<(), DropReason> {
+) -> Result<(), Verdict> {
     if meta.l4 == 0 {
-        return if wish == Wish::Open { Err(DropReason::FragmentNotTranslated) } else { Ok(()) };
+        let not_translated = Err(Verdict::Drop(DropReason::FragmentNotTranslated));
+        return if wish == Wish::Open { not_translated } else { Ok(()) };
     }
     let key = A::key(frame, meta);
     let flags = tcp_flags(frame, meta);
@@ -67,7 +68,10 @@ fn step<A: Family>(
         return Ok(());
     }
     if meta.is_answer {
-        return Err(DropReason::SnatUnsolicited);
+        // At the node's own address something of the host's may listen there.
+        let is_own = key.destination == A::own(cx.tables);
+        let unsolicited = Verdict::Drop(DropReason::SnatUnsolicited);
+        return Err(if is_own { cx.tables.node.host_verdict() } else { unsolicited });
     }
     if is_ping_to_service(frame, meta) {
         // The gateway answers for its services.
@@ -140,35 +144,52 @@ fn follow<A: Family>(half: HalfId, meta: &mut Meta, tcp_flags: u8, cx: &mut Cont
 }
 
 /// Opens a flow: where it goes, with which source, both directions or neither.
+///
+/// # Errors
+/// The verdict about a packet that opens none here.
 fn open<A: Family>(
     key: &FlowKey<A>,
     hash: u32,
     meta: &Meta,
     tcp_flags: u8,
     cx: &mut Context<'_>,
-) -> Result<HalfId, DropReason> {
-    let adopted = is_in_the_middle(key, tcp_flags)?;
+) -> Result<HalfId, Verdict> {
+    let adopted = is_in_the_middle(key, tcp_flags).map_err(Verdict::Drop)?;
+    let inside = matches!(meta.origin, Origin::Endpoint | Origin::Host);
     let mut to = *key;
     let (mut tag, mut marks) = (0, 0);
-    if let Target::Service(vip) = meta.route.target() {
-        let chosen = service::choose(key, vip, cx)?;
+    let mut keeps_client = true;
+    if let Some(vip) = vip(key, meta, cx) {
+        let chosen = service::choose(key, vip, inside, cx).map_err(Verdict::Drop)?;
         (to.destination, to.destination_port) = (chosen.address, chosen.port);
         tag = chosen.service + 1;
+        keeps_client = chosen.keeps_client;
     }
     let route = to.destination.route(cx.tables);
     let is_leaving = matches!(route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
-    if is_leaving && meta.origin == Origin::Endpoint {
+    if !keeps_client || is_leaving && meta.origin == Origin::Endpoint {
         if adopted {
             // The port that it had outside is not known, and another would be refused there.
-            return Err(DropReason::FlowUnknown);
+            return Err(Verdict::Drop(DropReason::FlowUnknown));
         }
-        marks = egress::translate(key, &mut to, cx)?;
+        let translated = if keeps_client {
+            egress::translate(key, &mut to, cx)
+        } else {
+            egress::with_own_address(key, &mut to, cx)
+        };
+        marks = translated.map_err(Verdict::Drop)?;
     } else if to.destination == key.source {
         // A pod that reaches itself must not see its own address as the source.
         to.source = A::gateway(cx.tables);
         if to.source == A::default() {
-            return Err(DropReason::EgressNoAddress);
+            return Err(Verdict::Drop(DropReason::EgressNoAddress));
         }
+    } else if let (false, Target::Endpoint(index)) = (inside, route.target())
+        && let Some(home) = cx.tables.endpoints.get(index).map(|endpoint| endpoint.worker)
+        && home != cx.worker
+    {
+        // The backend answers the client itself, and so at its home.
+        return Err(Verdict::HandOver(home));
     }
     let opening = Opening {
         key: *key,
@@ -177,7 +198,16 @@ fn open<A: Family>(
         reverse: Way { route: key.source.route(cx.tables), generation: generation(cx), tag, marks },
         adopted,
     };
-    insert(hash, opening, cx)
+    insert(hash, opening, cx).map_err(Verdict::Drop)
+}
+
+/// The VIP that the packet is to, if it is to one.
+fn vip<A: Family>(key: &FlowKey<A>, meta: &Meta, cx: &Context<'_>) -> Option<u32> {
+    match meta.route.target() {
+        Target::Service(vip) => Some(vip),
+        _ if meta.is_node_port => key.destination.vip(cx.tables),
+        _ => None,
+    }
 }
 
 /// Is the packet from the middle of a connection?

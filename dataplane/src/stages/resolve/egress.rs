@@ -43,6 +43,28 @@ pub(super) fn translate<A: Family>(
     Ok(HAS_PORT)
 }
 
+/// Gives a flow from outside to a service this node's address as its source, so that the backend's
+/// answers come back here. Returns the marks that the flow is to have.
+///
+/// # Errors
+/// There is nothing that it could go on with.
+pub(super) fn with_own_address<A: Family>(
+    key: &FlowKey<A>,
+    to: &mut FlowKey<A>,
+    cx: &mut Context<'_>,
+) -> Result<u16, DropReason> {
+    if !matches!(key.transport(), Transport::Tcp | Transport::Udp) {
+        return Err(DropReason::EgressProtocol);
+    }
+    let own = A::own(cx.tables);
+    if own == A::default() {
+        return Err(DropReason::EgressNoAddress);
+    }
+    to.source = own;
+    to.source_port = allocate(key, to, cx)?;
+    Ok(HAS_PORT)
+}
+
 fn gateway(number: u32, pod: IpAddr, cx: &Context<'_>) -> Result<IpAddr, DropReason> {
     let pool = cx.tables.egress.pool(number).ok_or(DropReason::EgressNoAddress)?;
     if pool.holder != Holder::Here {

@@ -26,6 +26,8 @@ pub(super) trait Family: Address + BackendAddress {
     fn backends(service: &ServiceEntry) -> &Backends<Self>;
     /// The gateway's address; 0: none.
     fn gateway(tables: &Snapshot) -> Self;
+    /// This node's address; 0: none.
+    fn own(tables: &Snapshot) -> Self;
 }
 
 impl Family for u32 {
@@ -50,6 +52,9 @@ impl Family for u32 {
     fn gateway(tables: &Snapshot) -> Self {
         tables.node.gateway_v4
     }
+    fn own(tables: &Snapshot) -> Self {
+        tables.node.v4
+    }
 }
 
 impl Family for u128 {
@@ -73,5 +78,8 @@ impl Family for u128 {
     }
     fn gateway(tables: &Snapshot) -> Self {
         tables.node.gateway_v6
+    }
+    fn own(tables: &Snapshot) -> Self {
+        tables.node.v6
     }
 }

@@ -1,6 +1,6 @@
 //! A service's address -> one of its backends.
 
-use overlane_api::Algorithm;
+use overlane_api::{Algorithm, FrontendKind, Scope};
 
 use super::family::Family;
 use crate::packet::drop::DropReason;
@@ -21,15 +21,18 @@ pub(super) struct Chosen<A> {
     pub(super) address: A,
     /// The backend's port, host order.
     pub(super) port: u16,
+    /// Does the backend see the client's address? Else this node's, so that the answer comes back here.
+    pub(super) keeps_client: bool,
 }
 
-/// Chooses a backend for a flow from inside to VIP number `vip`.
+/// Chooses a backend for a flow to VIP number `vip`, from inside of the cluster or from outside.
 ///
 /// # Errors
 /// Why there is none.
 pub(super) fn choose<A: Family>(
     key: &FlowKey<A>,
     vip: u32,
+    inside: bool,
     cx: &mut Context<'_>,
 ) -> Result<Chosen<A>, DropReason> {
     if vip == UNASSIGNED {
@@ -43,6 +46,9 @@ pub(super) fn choose<A: Family>(
         .frontend(vip, key.protocol, key.destination_port)
         .ok_or(DropReason::ServiceUnknownPort)?;
     let service = services.service(frontend.service).ok_or(DropReason::ServiceUnknownPort)?;
+    if !inside && frontend.kind == FrontendKind::ClusterIp {
+        return Err(DropReason::ServiceFromOutside);
+    }
     if !service.admits(frontend.kind, key.source.to_ip()) {
         return Err(DropReason::ServiceSourceRange);
     }
@@ -55,14 +61,17 @@ pub(super) fn choose<A: Family>(
         Algorithm::Maglev => hash(key),
     };
     let backends = A::backends(service);
-    let backend = backends.choose(service.scope(frontend.kind, true), hash).ok_or_else(|| {
+    let scope = service.scope(frontend.kind, inside);
+    let backend = backends.choose(scope, hash).ok_or_else(|| {
         if backends.has_any() {
             DropReason::ServiceNoLocalBackend
         } else {
             DropReason::ServiceNoBackend
         }
     })?;
-    Ok(Chosen { service: frontend.service, address: backend.address, port: backend.port })
+    let keeps_client = inside || scope == Scope::Local;
+    let (address, port) = (backend.address, backend.port);
+    Ok(Chosen { service: frontend.service, address, port, keeps_client })
 }
 
 fn hash<A: Family>(key: &FlowKey<A>) -> u32 {

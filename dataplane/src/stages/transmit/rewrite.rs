@@ -89,6 +89,10 @@ fn upper_layer<A: crate::packet::flow_key::Address>(
 ) {
     let to = &rewrite.leaving_as;
     (meta.source_port, meta.destination_port) = (to.source_port, to.destination_port);
+    if meta.l4 == 0 {
+        // A later fragment has addresses only.
+        return;
+    }
     let Some(l4) = ip.get_mut(usize::from(meta.l4)..) else { return };
     let checksum = match meta.protocol {
         protocol::TCP => tcp::CHECKSUM_OFFSET,
