@@ -14,6 +14,7 @@
 
 mod attach;
 pub mod host_port;
+mod host_sockets;
 pub mod links;
 pub mod listings;
 mod nat_usage;

@@ -11,6 +11,7 @@ use overlane_api::protocol::{ApiError, Op, Reply};
 use overlane_api::{Change, QueueId, WorkerId};
 
 use super::attach::EndpointAttachment;
+use super::host_sockets::HostSockets;
 use super::links::{Link, LinkEvent, LinkWatch};
 use super::neighbors::NeighborTable;
 use super::next_hops::NextHops;
@@ -104,6 +105,7 @@ pub struct Process {
     pub(super) numbers: PortNumbers,
     pub(super) next_hops: NextHops,
     pub(super) links: LinkWatch,
+    pub(super) host_sockets: HostSockets,
     pub(super) warnings: BTreeMap<&'static str, String>,
     pub(super) started: Instant,
     pub(super) instance: u64,
@@ -166,6 +168,7 @@ impl Process {
             numbers: PortNumbers::default(),
             next_hops: NextHops::new(NeighborTable::open()?, RouteMirror::open()?),
             links: LinkWatch::open()?,
+            host_sockets: HostSockets::default(),
             warnings: BTreeMap::new(),
             started: Instant::now(),
             instance: now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)),
@@ -225,6 +228,7 @@ impl Process {
         changed |= self.process_neighbors(now);
         changed |= self.process_routes(now);
         changed |= self.process_notices(now);
+        changed |= self.process_host_sockets(now);
         changed |= self.try_again(now);
         if changed {
             self.publish();

@@ -172,8 +172,7 @@ fn way_out(
         Target::Host => {
             match answers_flow_of(frame, meta, cx) {
                 Some(owner) if owner != cx.worker => return Ok(Verdict::HandOver(owner)),
-                // It has no such flow: the packet is the host's after all.
-                Some(_) => return Err(tables.node.host_verdict()),
+                Some(_) => return Err(Verdict::Drop(DropReason::SnatUnsolicited)),
                 None => {}
             }
             transmit::rewrite::step(frame, meta, cx.flows);
@@ -192,7 +191,8 @@ fn way_out(
 
 /// The worker that may have a flow which the packet to this node's address answers.
 fn answers_flow_of(frame: &Frame, meta: &Meta, cx: &Context<'_>) -> Option<WorkerId> {
-    if meta.flow != 0 || meta.translated {
+    let is_host = cx.tables.host_ports.contains(meta.destination_port);
+    if meta.flow != 0 || meta.translated || is_host {
         return None;
     }
     let external = &cx.tables.external;

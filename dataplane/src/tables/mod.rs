@@ -6,6 +6,7 @@ pub mod egress;
 pub mod endpoints;
 pub mod external;
 pub mod hash;
+pub mod host_ports;
 pub mod hosts;
 pub mod intervals;
 pub mod maglev;
@@ -22,6 +23,7 @@ use self::egress::EgressTables;
 use self::endpoints::{EndpointEntry, PortEntry};
 use self::external::External;
 use self::hash::Map;
+use self::host_ports::HostPorts;
 use self::node::NodeEntry;
 use self::paged::Paged;
 use self::peers::{Adjacency, PeerEntry};
@@ -56,6 +58,8 @@ pub struct Snapshot {
     pub egress: Arc<EgressTables>,
     /// Addresses that flows leave with.
     pub external: Arc<External>,
+    /// Ports of this node's own address that are the host's.
+    pub host_ports: Arc<HostPorts>,
 }
 
 impl Snapshot {

@@ -118,7 +118,7 @@ fn a_port_of_the_range_is_kept() {
 }
 
 #[test]
-fn what_answers_no_flow_is_the_hosts() {
+fn what_answers_no_flow_goes_nowhere_and_the_hosts_own_goes_to_it() {
     for family in 0..2 {
         let mut bed = bed(Mode::Geneve, 1, 1, |_| {});
         let sent =
@@ -128,8 +128,7 @@ fn what_answers_no_flow_is_the_hosts() {
         for (address, remote_port) in [(outside(family), 444), (node_ip(7, family), 443)] {
             let stray =
                 packet(address, node_ip(0, family), Body::Udp(remote_port, port, Vec::new()));
-            let got = bed.send(&UPLINK, &stray.frame(IN), super::bed::TO_HOST);
-            assert_eq!(got[0].0, Place::Host, "a program of the host's may listen there");
+            bed.drops(&UPLINK, &stray.frame(IN), "snat_unsolicited");
         }
         let ssh =
             packet(outside(family), node_ip(0, family), Body::Segment(50_000, 22, SYN, Vec::new()));
@@ -189,8 +188,7 @@ fn errors_from_outside_reach_the_pod_and_quote_what_it_sent() {
             let mut forged = left.clone();
             forged.destination = node_ip(8, family);
             let told = error(outside(family), &forged, [(3, 3), (1, 4)], 0);
-            let got = bed.send(&UPLINK, &told.frame(IN), super::bed::TO_HOST);
-            assert_eq!(got[0].0, Place::Host);
+            bed.drops(&UPLINK, &told.frame(IN), "snat_unsolicited");
         }
         bed.close();
     }
@@ -279,5 +277,32 @@ fn a_connection_from_before_is_not_given_another_port() {
     bed.drops(&pod(0), &sent.frame(up(0)), "flow_unknown");
     let raw = packet(pod_ip(0, 0, 0), outside(0), Body::Raw(47, vec![0; 20]));
     bed.drops(&pod(0), &raw.frame(up(0)), "egress_protocol");
+    bed.close();
+}
+
+#[test]
+fn ports_on_which_the_host_listens_stay_the_hosts() {
+    let kubelet = 10_250;
+    let mut bed = bed(Mode::Geneve, 1, 1, |node| {
+        node.snat.ports = PortRange::new(10_240, 10_259).unwrap();
+    });
+    let ports = [kubelet].into_iter().collect();
+    assert!(bed.node.bench().compiler.set_host_ports(ports));
+    bed.node.publish();
+    let mut used = Vec::new();
+    for port in [kubelet, 10_251, 10_252] {
+        let sent = packet(pod_ip(0, 0, 0), outside(0), Body::Udp(port, 443, Vec::new()));
+        used.push(there_and_back(&mut bed, &sent, port, node_ip(0, 0)));
+    }
+    assert!(used[0] != kubelet && used[1..] == [10_251, 10_252], "{used:?}");
+    for source in [outside(0), pod_ip(0, 1, 0)] {
+        let asks = packet(source, node_ip(0, 0), Body::Segment(50_000, kubelet, SYN, Vec::new()));
+        let (from, frame) = if source == outside(0) {
+            (UPLINK, asks.frame(IN))
+        } else {
+            (pod(1), asks.frame(up(1)))
+        };
+        assert_eq!(bed.send(&from, &frame, super::bed::TO_HOST)[0].0, Place::Host);
+    }
     bed.close();
 }

@@ -214,7 +214,10 @@ fn own_address(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Resu
     if parse_plain(frame, meta, cx.tables).is_err() || meta.l4 == 0 {
         return Err(cx.tables.node.host_verdict());
     }
-    answer(frame, meta, cx)?;
+    // What a program of the host's listens for is no answer.
+    if !cx.tables.host_ports.contains(meta.destination_port) {
+        answer(frame, meta, cx)?;
+    }
     if meta.is_answer {
         return Ok(());
     }

@@ -68,10 +68,7 @@ fn step<A: Family>(
         return Ok(());
     }
     if meta.is_answer {
-        // At the node's own address something of the host's may listen there.
-        let is_own = key.destination == A::own(cx.tables);
-        let unsolicited = Verdict::Drop(DropReason::SnatUnsolicited);
-        return Err(if is_own { cx.tables.node.host_verdict() } else { unsolicited });
+        return Err(Verdict::Drop(DropReason::SnatUnsolicited));
     }
     if is_ping_to_service(frame, meta) {
         // The gateway answers for its services.

@@ -81,11 +81,15 @@ fn allocate<A: Family>(
     cx: &mut Context<'_>,
 ) -> Result<u16, DropReason> {
     let now = Flows::tick(cx.now_ns);
+    let host_ports = (to.source == A::own(cx.tables)).then_some(&cx.tables.host_ports);
     let (table, ports) = A::parts(cx.flows);
     let pool = ports.pool(to.source).ok_or(DropReason::EgressNoAddress)?;
     let remote =
         Remote { address: to.destination, port: to.destination_port, protocol: to.protocol };
-    let mut is_free = |answer: &FlowKey<A>| table.find(table.hash(answer), answer).is_none();
+    let mut is_free = |answer: &FlowKey<A>| {
+        let is_host = host_ports.is_some_and(|host| host.contains(answer.destination_port));
+        !is_host && table.find(table.hash(answer), answer).is_none()
+    };
     ports
         .allocate(pool, &remote, key.source_port, now, &mut is_free)
         .map_err(|_| DropReason::SnatPortsExhausted)

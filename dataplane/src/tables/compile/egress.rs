@@ -14,6 +14,7 @@ use super::names::Names;
 use super::{Compiler, Effect, everything};
 use crate::tables::egress::{EgressTables, Holder, Rule};
 use crate::tables::external::External;
+use crate::tables::host_ports::HostPorts;
 use crate::tables::intervals::Spaces;
 
 /// Most rules.
@@ -306,6 +307,21 @@ impl Compiler {
         self.tables.egress = Arc::new(tables);
         self.egress.stale = false;
         Ok(())
+    }
+
+    /// Do flows leave with any address?
+    #[must_use]
+    pub fn has_external(&self) -> bool {
+        self.tables.external.addresses().next().is_some()
+    }
+
+    /// Ports on which the host listens. Says whether anything is different.
+    pub fn set_host_ports(&mut self, ports: HostPorts) -> bool {
+        let is_new = *self.tables.host_ports != ports;
+        if is_new {
+            self.tables.host_ports = Arc::new(ports);
+        }
+        is_new
     }
 
     /// The first node of a gateway's that is known.
