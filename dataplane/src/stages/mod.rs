@@ -72,8 +72,9 @@ pub type Notices = arrayvec::ArrayVec<Notice, 16>;
 pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
     ingress::from_inside(vector, cx);
     answer_link_messages(vector, cx);
-    resolve::route::phase(vector, cx);
-    connections(vector, cx);
+    if resolve::route::phase(vector, cx) {
+        connections(vector, cx);
+    }
     forward(vector, cx);
 }
 
@@ -82,8 +83,9 @@ pub fn from_uplink(vector: &mut Vector, cx: &mut Context<'_>) {
     ingress::decap::phase(vector, cx);
     answer_link_messages(vector, cx);
     ingress::peer_check::phase(vector, cx);
-    resolve::route::phase(vector, cx);
-    connections(vector, cx);
+    if resolve::route::phase(vector, cx) {
+        connections(vector, cx);
+    }
     forward(vector, cx);
 }
 

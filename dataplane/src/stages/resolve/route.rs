@@ -9,13 +9,23 @@ use crate::wire::{ethernet, peek};
 
 /// Routes every undecided packet of the vector. Lines of the routing table were asked for when
 /// the packet was parsed; those of the peers are asked for here.
+///
+/// Says whether any packet may be of a flow: none is whose destination is another node's.
 #[inline(never)]
-pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
+    let any_flow = !cx.flows.is_empty();
+    let mut may_have_flow = false;
     for (frame, meta) in vector.packets() {
         if meta.is_pending() {
             find(frame, meta, cx.tables);
+            may_have_flow |= match meta.route.target() {
+                Target::Peer(_) => false,
+                Target::Endpoint(_) => any_flow,
+                _ => true,
+            };
         }
     }
+    may_have_flow
 }
 
 /// Routes anew what another worker routed by tables that have changed since: the endpoint's place
