@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh Debian machine to two nodes whose pods talk through Overlane, with the proof.
+# From a fresh Debian machine to two nodes whose pods talk to each other, to services and to the
+# outside through Overlane, with the proof.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -8,19 +9,23 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 MODE=geneve
 # shellcheck source=scripts/lib/addresses.sh
 . "$here/lib/addresses.sh"
+# shellcheck source=scripts/lib/manifests.sh
+. "$here/lib/manifests.sh"
 
 usage() {
   cat <<'TEXT'
 usage: quickstart.sh [options of testbed.sh up]
 Installs what is needed, builds, brings two nodes up on this machine in network namespaces,
-measures, shows a frame of the underlay, and leaves the testbed up.
+measures, shows a frame of the underlay, a service with two backends and a host outside, and
+leaves the testbed up.
 TEXT
 }
 
-STEPS=8 STEP=0
+STEPS=10 STEP=0
 WORK=$(mktemp -d /tmp/overlane-quickstart.XXXXXX)
 # Results for the picture at the end.
-RTT4='' RTT6='' COPIED='' RATE='' BACK='' OUTER=''
+RTT4='' RTT6='' COPIED='' RATE='' BACK='' OUTER='' SPREAD='' SEEN=''
+VIP4=10.96.1.1 VIP6=fd98::101
 
 step() {
   STEP=$((STEP + 1))
@@ -93,7 +98,7 @@ measure() {
 # The bridge in ovl-net is the network between the nodes: what it sees is all there is.
 show_frame() {
   local tshark
-  at net tshark -n -i br0 -a duration:8 -c 2 -f 'udp port 6081 or udp port 4789 or net 10.244.0.0/16' \
+  at net tshark -n -i br0 -a duration:8 -c 2 -f "udp port 6081 or udp port 4789 or net $(cluster_net4)" \
     -w "$WORK/frame.pcap" > "$WORK/tshark" 2>&1 &
   tshark=$!
   wait_until 8 grep -q Capturing "$WORK/tshark" || true
@@ -108,6 +113,59 @@ show_frame() {
     -e eth.type -e ip.src -e ip.dst -e ipv6.src -e ipv6.dst 2> /dev/null |
     awk '$1 == "0x0800" { print $2, "to", $3 } $1 == "0x86dd" { print $(NF - 1), "to", $NF }')
   [ -n "$OUTER" ] || die "no frame of the pods' traffic was seen on the underlay"
+}
+
+# web NAME: scripts/lib/web.py there on port 8080, until the testbed goes; its log is emptied.
+web() {
+  local log=$RUN_DIR/a/web-$1.log
+  : > "$log"
+  if listening "$1" 8080; then return; fi
+  setsid ip netns exec "$(namespace "$1")" python3 "$here/lib/web.py" "$1" 8080 "$log" \
+    < /dev/null > "$WORK/web-$1" 2>&1 &
+  disown "$!"
+  wait_until 5 listening "$1" 8080 || die "the web server in $1 does not listen: $(cat "$WORK/web-$1")"
+}
+get() { at "$1" curl -sS -g --noproxy '*' --max-time 3 "$2"; }
+answers() { get "$@" > /dev/null 2>&1; }
+
+# A service with a backend on each node: 40 connections, and who answered them.
+service() {
+  local address i
+  web a-pod2
+  web b-pod1
+  NODE_NAMES='a b'
+  service_manifest web $VIP4 $VIP6 80=8080/TCP | everywhere service-web
+  slice_manifests web 80=8080/TCP "a=$(pod_ip4 a 2)" "a=$(pod_ip6 a 2)" "b=$(pod_ip4 b 1)" "b=$(pod_ip6 b 1)" |
+    everywhere slices-web
+  for address in "$VIP4" "[$VIP6]"; do
+    wait_until 5 answers a-pod1 "http://$address/" || die "the service $address does not answer: $TESTBED status"
+    for ((i = 0; i < 40; i++)); do get a-pod1 "http://$address/" || die "the service $address did not answer"; done > "$WORK/answers"
+    printf '40 times curl http://%s/ in a-pod1, answered by: what the backend says, whom it sees\n' "$address"
+    sort "$WORK/answers" | uniq -c
+    [ "$(cut -d ' ' -f 1 "$WORK/answers" | sort -u | wc -l)" = 2 ] || die "not both backends of the service were chosen"
+    [ -n "$SPREAD" ] || SPREAD=$(awk '{ n[$1]++ } END { print n["a-pod2"] " a-pod2, " n["b-pod1"] " b-pod1" }' "$WORK/answers")
+  done
+}
+
+# A host outside the cluster sees nodes, not pods; in flat mode pods are at home in the node network.
+outside() {
+  local node address wanted
+  web ext
+  for node in a b; do
+    for address in "$EXT4" "[$EXT6]"; do
+      get "$node-pod1" "http://$address:8080/" > /dev/null || die "$node-pod1 does not reach $address: $TESTBED status"
+    done
+  done
+  printf 'the log of the web server in ovl-ext, asked by a-pod1 and b-pod1:\n'
+  sed 's/^/    /' "$RUN_DIR/a/web-ext.log"
+  for node in a b; do
+    if [ "$MODE" = flat ]; then wanted="$(pod_ip4 "$node" 1) $(pod_ip6 "$node" 1)"
+    else wanted="$(node_ip4 "$node") $(node_ip6 "$node")"; fi
+    for address in $wanted; do
+      grep -qF " $address " "$RUN_DIR/a/web-ext.log" || die "the web server outside did not see $address"
+    done
+    SEEN+="${SEEN:+, }${wanted% *}"
+  done
 }
 
 node_status() {
@@ -154,17 +212,20 @@ picture() {
   between "ping  $RTT4 ms IPv4, $RTT6 ms IPv6"
   between "TCP   $RATE Mbit/s there, $BACK back"
   between "copy  $COPIED"
+  between "$VIP4  $SPREAD"
   between ""
   two "ovl-a  overlane-dataplane" "ovl-b  overlane-dataplane"
   two "$(node_ip4 a)" "$(node_ip4 b)"
   between ""
   printf "      '------------- br0 in ovl-net --------------'\n"
   printf '        %s: %s\n' "$MODE" "$OUTER"
+  printf '                            |\n'
+  printf '        ovl-ext  %s  sees %s\n' "$EXT4" "$SEEN"
   cat <<TEXT
 
 It took $SECONDS s. The testbed is up; three things to try next:
 
-    ${BOLD}$TESTBED exec a-pod1 -- ping $(pod_ip6 b 2)${PLAIN}
+    ${BOLD}$TESTBED exec a-pod1 -- curl http://$VIP4/${PLAIN}
     ${BOLD}$TESTBED exec net -- tshark -i br0 -O geneve,vxlan${PLAIN}
     ${BOLD}$(shown "$(bin_dir)/overlane") --socket $RUN_DIR/a/dataplane.sock drops${PLAIN}
 
@@ -196,6 +257,10 @@ step "iperf3"
 measure
 step "a frame on the underlay, decoded"
 show_frame
+step "a service with a backend on each node"
+service
+step "a host outside the cluster"
+outside
 step "what the nodes say, and counters that close"
 node_status
 counters
