@@ -457,7 +457,7 @@ fn routed() -> Vec<String> {
         sh("ip route show dev overlane0; ip -6 route show dev overlane0")
             .lines()
             .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
-            .filter(|prefix| !prefix.starts_with("fe80"))
+            .filter(|prefix| !prefix.starts_with("fe80") && !prefix.starts_with("169.254.1."))
             .collect();
     prefixes.sort();
     prefixes
@@ -479,6 +479,14 @@ fn the_host_port_is_made_routed_and_removed() {
         sh("cat /sys/class/net/overlane0x/ifindex 2>/dev/null || ip -o link show overlane0x");
     assert!(index.contains(&port.dataplane_ifindex().to_string()), "{index}");
     assert_eq!(sh("cat /proc/sys/net/ipv4/conf/overlane0/rp_filter").trim(), "2");
+
+    // What is handed to the host from outside is not taken for forged, nor the next hop's packets.
+    for source in ["203.0.113.10", "169.254.1.1"] {
+        sh("ip route replace default via 10.0.0.1 dev eth0 onlink");
+        let taken = sh(&format!("ip route get 10.0.1.4 from {source} iif overlane0"));
+        assert!(taken.contains("local"), "{source}: {taken}");
+    }
+    assert!(sh("ip route get 169.254.1.1").contains("dev overlane0"));
 
     let prefixes = ["10.244.0.0/16", "fd12:3456::/48"].map(|text| text.parse().unwrap());
     port.set_routes(&prefixes).unwrap();

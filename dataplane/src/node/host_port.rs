@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   host stack -- overlane0 ======== overlane0x -- AF_XDP -- workers
-//!                 routes, static                   no addresses,
-//!                 neighbours                       no IPv6
+//!                 an address, routes,              no addresses,
+//!                 static neighbours                no IPv6
 //! ```
 //!
 //! The host's end has a route for each prefix behind the dataplane, by way of a next hop that
@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -36,6 +37,11 @@ use super::netlink::{Netlink, NetlinkError};
 
 /// Next hop of the host's IPv4 routes into the dataplane.
 pub const NEXT_HOP_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// Address of the host's end, on one link with the next hop. It is the source of nothing that a route
+/// is given a source for. Without one, loose reverse path filtering drops what the host is handed from
+/// addresses that it reaches by its uplink, and it could not answer the next hop's.
+const HOST_END_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(169, 254, 1, 2), 30);
 
 /// Next hop of the host's IPv6 routes into the dataplane.
 pub const NEXT_HOP_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -194,6 +200,7 @@ impl HostPort {
         port.bring_up(port.host_ifindex).map_err(context)?;
         port.bring_up(port.dataplane_ifindex).map_err(context)?;
         port.set_neighbors().map_err(context)?;
+        port.set_address().map_err(context)?;
         Ok(port)
     }
 
@@ -369,6 +376,24 @@ impl HostPort {
             })?;
         }
         Ok(())
+    }
+
+    fn set_address(&mut self) -> Result<(), NetlinkError> {
+        let (address, prefix_len) = HOST_END_V4;
+        if self.settings.ipv4.is_none() {
+            return Ok(());
+        }
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = prefix_len;
+        message.header.scope = AddressScope::Link;
+        message.header.index = self.host_ifindex;
+        let address = IpAddr::from(address);
+        message.attributes =
+            vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+        let message = RouteNetlinkMessage::NewAddress(message);
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.netlink.request(message, flags, || format!("add the address {address}")).map(|_| ())
     }
 }
 

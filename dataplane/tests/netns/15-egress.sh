@@ -8,8 +8,8 @@ of_node() { "node_ip$2" "$1"; }
 of_pod() { "pod_ip$3" "$1" "$2"; }
 outside() { case $1 in 4) printf '%s' "$EXT4" ;; 6) printf '%s' "$EXT6" ;; esac; }
 
-# seen_by_tcp, seen_by_udp NAME SERVER-NAME ADDRESS WANTED: whom the server sees.
-seen_by_tcp() { equal "the answer" "$(get "$1" "http://$(in_url "$3"):8080/")" "$2 $4"; }
+# seen_by_tcp NAME SERVER-NAME ADDRESS WANTED [PORT], seen_by_udp ...: whom the server sees.
+seen_by_tcp() { equal "the answer" "$(get "$1" "http://$(in_url "$3"):${5:-8080}/")" "$2 $4"; }
 seen_by_udp() { equal "the answer" "$(ask "$1" "$3" 53)" "$2 $4"; }
 
 # hop NAME ADDRESS TTL ROUTER: a packet that dies at that hop is said to have died there.
@@ -78,6 +78,9 @@ unsolicited() {
   check "$1, IPv$2: somebody else's connection to it is dropped by name" \
     dropped a snat_unsolicited get ext "http://$(in_url "$address"):$port/" --max-time 1
   check "$1, IPv$2: so is a datagram to its number" unsolicited_datagram "$2"
+  check "$1, IPv$2: so is what comes to a port that nobody uses" dropped a snat_unsolicited ask ext "$address" 20000
+  check "$1, IPv$2: a program of the node that listens among the ports is reached" \
+    wait_until 3 seen_by_tcp ext a "$address" "$(outside "$2")" 10250
   stop_one "$session"
 }
 # port_outside ADDRESS: that of a node's connection to the echo server outside.
@@ -138,6 +141,8 @@ servers() {
 bed
 servers
 serve a
+# As a kubelet does.
+web a 10250
 start ext "$PYTHON" "$HERE/echo.py" session "$(node_ip4 a)" 7000
 session=$STARTED session_log=$STARTED_LOG
 capture_begin "$WORK/pcap"
