@@ -174,7 +174,9 @@ fn way_out(
         Target::Host => {
             match answers_flow_of(frame, meta, cx) {
                 Some(owner) if owner != cx.worker => return Ok(Verdict::HandOver(owner)),
-                Some(_) => return Err(Verdict::Drop(DropReason::SnatUnsolicited)),
+                // It has no such flow: the packet is the host's after all, the answer to a ping
+                // of its own, say.
+                Some(_) => return Err(tables.node.host_verdict()),
                 None => {}
             }
             transmit::rewrite::step(frame, meta, cx.flows);

@@ -188,7 +188,8 @@ fn errors_from_outside_reach_the_pod_and_quote_what_it_sent() {
             let mut forged = left.clone();
             forged.destination = node_ip(8, family);
             let told = error(outside(family), &forged, [(3, 3), (1, 4)], 0);
-            bed.drops(&UPLINK, &told.frame(IN), "snat_unsolicited");
+            let got = bed.send(&UPLINK, &told.frame(IN), super::bed::TO_HOST);
+            assert_eq!(got[0].0, Place::Host);
         }
         bed.close();
     }
@@ -305,4 +306,22 @@ fn ports_on_which_the_host_listens_stay_the_hosts() {
         assert_eq!(bed.send(&from, &frame, super::bed::TO_HOST)[0].0, Place::Host);
     }
     bed.close();
+}
+
+#[test]
+fn the_hosts_own_pings_are_answered_whatever_their_identifier() {
+    for family in 0..2 {
+        let mut bed = bed(Mode::Geneve, 1, 1, |_| {});
+        let sent =
+            packet(pod_ip(0, 0, family), outside(family), Body::Udp(41_000, 443, Vec::new()));
+        // A number that a pod's flow leaves with.
+        let id = there_and_back(&mut bed, &sent, 41_000, node_ip(0, family));
+        for (source, from) in [(outside(family), UPLINK), (pod_ip(0, 1, family), pod(1))] {
+            let reply =
+                packet(source, node_ip(0, family), Body::Echo(true, id, 1, b"pong".to_vec()));
+            let frame = if from == UPLINK { reply.frame(IN) } else { reply.frame(up(1)) };
+            assert_eq!(bed.send(&from, &frame, super::bed::TO_HOST)[0].0, Place::Host);
+        }
+        bed.close();
+    }
 }

@@ -68,7 +68,11 @@ fn step<A: Family>(
         return Ok(());
     }
     if meta.is_answer {
-        return Err(Verdict::Drop(DropReason::SnatUnsolicited));
+        // The host's own pings have any identifier; its ports are outside of the range.
+        let is_own = key.destination == A::own(cx.tables);
+        let is_ping = key.transport() == Transport::Icmp;
+        let unsolicited = Verdict::Drop(DropReason::SnatUnsolicited);
+        return Err(if is_own && is_ping { cx.tables.node.host_verdict() } else { unsolicited });
     }
     if is_ping_to_service(frame, meta) {
         // The gateway answers for its services.
