@@ -247,7 +247,7 @@ fn own_node(config: &Validated, manifest: &NodeManifest, place: &str) -> Candida
         mode: manifest.mode.unwrap_or(config.mode),
         gateway_mac: mac.unwrap_or_else(|| Node::default_gateway_mac(&addresses)),
         addresses,
-        gateway_addresses: config.gateway_addresses.clone(),
+        gateway_addresses: gateways(config, manifest),
         pod_cidrs: manifest.pod_cidrs.clone(),
         cluster_cidrs: config.pod_cidrs.clone(),
         service_cidrs: config.service_cidrs.clone(),
@@ -260,6 +260,21 @@ fn own_node(config: &Validated, manifest: &NodeManifest, place: &str) -> Candida
     };
     let subject = ManifestKey::Node(manifest.name.clone());
     Candidate { object: Object::Node(node), subject, place: place.to_owned(), check }
+}
+
+/// The gateway's addresses: those of the config, and the subnet-router anycast address of the node's
+/// IPv6 pod range (RFC 4291 section 2.6.1), with which the host is answered when it is the backend
+/// of its own request: it has no use for a link-local one there.
+fn gateways(config: &Validated, manifest: &NodeManifest) -> Vec<IpAddr> {
+    let mut gateways = config.gateway_addresses.clone();
+    let is_flat = manifest.mode.unwrap_or(config.mode) == overlane_api::Mode::Flat;
+    let router = manifest.pod_cidrs.iter().filter(|range| range.addr().is_ipv6() && !is_flat);
+    for address in router.map(IpNet::network) {
+        if !gateways.contains(&address) {
+            gateways.push(address);
+        }
+    }
+    gateways
 }
 
 fn peer(config: &Validated, manifest: &NodeManifest, place: &str) -> Candidate {

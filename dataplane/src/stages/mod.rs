@@ -170,7 +170,8 @@ fn way_out(
             transmit::rewrite::step(frame, meta, cx.flows);
             Ok(transmit::deliver::to_next_hop(frame, meta, index, uplink, cx))
         }
-        _ if meta.origin == Origin::Uplink => Err(tables.node.host_verdict()),
+        // An answer to the host's own flow to a service goes on as that flow says.
+        _ if meta.origin == Origin::Uplink && meta.flow == 0 => Err(tables.node.host_verdict()),
         Target::Host => {
             match answers_flow_of(frame, meta, cx) {
                 Some(owner) if owner != cx.worker => return Ok(Verdict::HandOver(owner)),

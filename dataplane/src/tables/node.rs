@@ -75,6 +75,9 @@ pub struct NodeEntry {
     pub gateway_v4: u32,
     /// The same, IPv6.
     pub gateway_v6: u128,
+    /// The gateway's IPv6 address for the host as its own service's client: not a link-local one,
+    /// if there is another, host order; 0: none.
+    pub gateway_v6_of_host: u128,
     /// Drop VXLAN packets with reserved bits set.
     pub vxlan_strict: bool,
     /// Accept a zero outer UDP checksum over IPv6.
@@ -104,12 +107,20 @@ impl NodeEntry {
         let v4 = node.ipv4().map_or(0, std::net::Ipv4Addr::to_bits);
         let v6 = node.ipv6().map_or(0, std::net::Ipv6Addr::to_bits);
         let mut gateway_v4 = 0;
-        let mut gateway_v6 = 0;
+        let (mut gateway_v6, mut gateway_v6_of_host) = (0, 0);
         for address in node.gateway_addresses.iter().rev() {
             match address {
                 std::net::IpAddr::V4(address) => gateway_v4 = address.to_bits(),
-                std::net::IpAddr::V6(address) => gateway_v6 = address.to_bits(),
+                std::net::IpAddr::V6(address) => {
+                    gateway_v6 = address.to_bits();
+                    if !address.is_unicast_link_local() {
+                        gateway_v6_of_host = address.to_bits();
+                    }
+                }
             }
+        }
+        if gateway_v6_of_host == 0 {
+            gateway_v6_of_host = gateway_v6;
         }
         Self {
             v4,
@@ -126,6 +137,7 @@ impl NodeEntry {
             gateway_mac: node.gateway_mac,
             gateway_v4,
             gateway_v6,
+            gateway_v6_of_host,
             vxlan_strict: node.encap.vxlan_strict,
             accept_zero_udp_checksum_v6: node.encap.accept_zero_udp_checksum_v6,
             answers_on_uplink: node.mode == Mode::Flat,

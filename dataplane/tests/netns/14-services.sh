@@ -103,8 +103,8 @@ services() {
   check "$title: a backend on its own host's network" answers b-pod1 "http://$(in_url "${!k}"):443/"
   check "$title: which see the pods" equal clients "$(clients b)" "$(printf '%s\n%s\n' "$($ip a 1)" "$($ip b 1)" | sort -u | tr '\n' ' ')"
   host "$title" "$vip" "$($node a)"
-  # Not over IPv6: the source would be a link-local address.
-  if [ "$3" = 4 ]; then check "$title: the host is the backend of its own request" answers b "http://$API4:443/"; fi
+  check "$title: the host is the backend of its own request" answers b "http://$(in_url "${!k}"):443/"
+  check "$title: a host whose service is a program of another host" answers a "http://$(in_url "${!k}"):443/"
   removal "$title" "$vip"
   capture_end
   check "$title: no service address on the underlay" no_frame "$WORK/pcap" 'ip.addr == 10.96.0.0/16 || ipv6.addr == fd98::/108'

@@ -2,11 +2,14 @@
 
 use std::net::IpAddr;
 
-use overlane_api::{Frontend, FrontendKind, Mode, Protocol, Scope, Service, Underlay};
-use overlane_dataplane::testing::Place;
+use overlane_api::{Frontend, FrontendKind, Mode, Object, Protocol, Scope, Service, Underlay};
+use overlane_dataplane::testing::{Place, objects};
 
 use super::bed::{FORWARDED, TO_HOST, UPLINK, pod};
-use super::build::{Body, IN, Tunnel, between, down, inner_of, node_ip, packet, pod_ip, up};
+use super::build::{
+    Body, IN, Tunnel, between, down, from_host, gateway_ip, inner_of, node_ip, packet, pod_ip,
+    to_host, up,
+};
 use super::egress::{OUT, bed_with, outside};
 use super::icmp_error::{error, names, told};
 use super::services::{service, vip};
@@ -109,4 +112,69 @@ fn what_may_not_come_in_is_named() {
         assert_eq!(bed.send(&UPLINK, &ssh.frame(IN), TO_HOST)[0].0, Place::Host);
     }
     bed.close();
+}
+
+/// Like the API server's: the backend is a program of another node's host, and so is the client.
+#[test]
+fn a_host_asks_a_service_whose_backend_is_a_program_of_another_host() {
+    for workers in [1, 2] {
+        for family in 0..2 {
+            let mut api = service(0, Protocol::Tcp, &[(1, 0)]);
+            api.backends.retain_mut(|backend| {
+                let family = usize::from(backend.address.is_ipv6());
+                (backend.address, backend.port) = (node_ip(1, family), 6443);
+                true
+            });
+            let mut bed = bed_with(workers, vec![api]);
+            let (client, asked) = ((node_ip(0, family), 40_000), (vip(0, family), 80));
+            let sent = packet(client.0, asked.0, Body::Segment(40_000, 80, SYN, Vec::new()));
+            let frame = bed.one(&Place::Host, &sent.frame(from_host()), &UPLINK, FORWARDED);
+            // There by the tunnel, like all between a host and a peer's addresses; back by itself.
+            let (at, frame) = ([34, 54][family], inner_of(&frame));
+            let port = u16::from_be_bytes([frame[at], frame[at + 1]]);
+            assert!((10_240..30_000).contains(&port), "steered to us: {port}");
+            let (own, server) = ((client.0, port), (node_ip(1, family), 6443));
+            let left = sent.between(own, server).ttl(63);
+            assert_eq!(frame, left.frame(between(0, 1)));
+            let reply = left.reply(b"");
+            let seen = reply.between(asked, client);
+            let got = bed.send(&UPLINK, &reply.frame(IN), TO_HOST);
+            assert_eq!(got, [(Place::Host, seen.frame(to_host()))]);
+            // An error about it comes to the host as about what it sent.
+            let told = error(node_ip(9, family), &left, [(3, 3), (1, 4)], 0);
+            let seen = error(node_ip(9, family), &sent.clone().ttl(63), [(3, 3), (1, 4)], 0);
+            let mut got = bed.send(&UPLINK, &told.frame(IN), TO_HOST);
+            assert_eq!(got.remove(0), (Place::Host, seen.frame(to_host())));
+            bed.close();
+        }
+    }
+}
+
+#[test]
+fn a_host_is_the_backend_of_its_own_request() {
+    let router: IpAddr = "fd12:3456:0:1::".parse().unwrap();
+    for family in 0..2 {
+        let mut api = service(0, Protocol::Tcp, &[(1, 0)]);
+        for backend in &mut api.backends {
+            let family = usize::from(backend.address.is_ipv6());
+            (backend.address, backend.port) = (node_ip(0, family), 6443);
+        }
+        let mut bed = bed_with(1, vec![api]);
+        let mut node = objects::node(Mode::Geneve, Underlay::Ipv4);
+        node.service_cidrs = vec!["10.96.0.0/16".parse().unwrap(), "fd98::/108".parse().unwrap()];
+        node.gateway_addresses.push(router);
+        bed.node.set(Object::Node(node)).unwrap();
+        bed.node.publish();
+        let (own, asked) = (node_ip(0, family), (vip(0, family), 80));
+        let gateway = [gateway_ip(0), router][family];
+        let sent = packet(own, asked.0, Body::Segment(40_000, 80, SYN, Vec::new()));
+        let arrives = sent.between((gateway, 40_000), (own, 6443));
+        let got = bed.send(&Place::Host, &sent.frame(from_host()), TO_HOST);
+        assert_eq!(got, [(Place::Host, arrives.frame(to_host()))]);
+        let reply = arrives.reply(b"");
+        let seen = reply.between(asked, (own, 40_000));
+        let got = bed.send(&Place::Host, &reply.frame(from_host()), TO_HOST);
+        assert_eq!(got, [(Place::Host, seen.frame(to_host()))]);
+        bed.close();
+    }
 }

@@ -168,6 +168,11 @@ fn open<A: Family>(
     }
     let route = to.destination.route(cx.tables);
     let is_leaving = matches!(route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
+    if meta.origin == Origin::Host && (is_leaving || to.destination.is_peer(cx.tables)) {
+        // A program of another host answers this host itself, by the underlay: only a port of
+        // ours brings that answer here, where it becomes the service's.
+        keeps_client = false;
+    }
     if !keeps_client || is_leaving && meta.origin == Origin::Endpoint {
         if adopted {
             // The port that it had outside is not known, and another would be refused there.
@@ -180,8 +185,8 @@ fn open<A: Family>(
         };
         marks = translated.map_err(Verdict::Drop)?;
     } else if to.destination == key.source {
-        // A pod that reaches itself must not see its own address as the source.
-        to.source = A::gateway(cx.tables);
+        // Who reaches itself must not see its own address as the source.
+        to.source = A::gateway(cx.tables, meta.origin == Origin::Endpoint);
         if to.source == A::default() {
             return Err(Verdict::Drop(DropReason::EgressNoAddress));
         }

@@ -22,10 +22,12 @@ pub(super) trait Family: Address + BackendAddress {
     fn route(self, tables: &Snapshot) -> Route;
     /// The VIP number of the address; none: it is no service's.
     fn vip(self, tables: &Snapshot) -> Option<u32>;
+    /// Is it another node's own address?
+    fn is_peer(self, tables: &Snapshot) -> bool;
     /// The backends of a service.
     fn backends(service: &ServiceEntry) -> &Backends<Self>;
-    /// The gateway's address; 0: none.
-    fn gateway(tables: &Snapshot) -> Self;
+    /// The gateway's address as the source of what a pod, or else the host, sends to itself; 0: none.
+    fn gateway(tables: &Snapshot, is_pod: bool) -> Self;
     /// This node's address; 0: none.
     fn own(tables: &Snapshot) -> Self;
 }
@@ -46,10 +48,13 @@ impl Family for u32 {
     fn vip(self, tables: &Snapshot) -> Option<u32> {
         tables.services.vip4(self)
     }
+    fn is_peer(self, tables: &Snapshot) -> bool {
+        tables.peers_v4.get(self) != 0
+    }
     fn backends(service: &ServiceEntry) -> &Backends<Self> {
         &service.v4
     }
-    fn gateway(tables: &Snapshot) -> Self {
+    fn gateway(tables: &Snapshot, _: bool) -> Self {
         tables.node.gateway_v4
     }
     fn own(tables: &Snapshot) -> Self {
@@ -73,11 +78,14 @@ impl Family for u128 {
     fn vip(self, tables: &Snapshot) -> Option<u32> {
         tables.services.vip6(self)
     }
+    fn is_peer(self, tables: &Snapshot) -> bool {
+        tables.peers_v6.get(self) != 0
+    }
     fn backends(service: &ServiceEntry) -> &Backends<Self> {
         &service.v6
     }
-    fn gateway(tables: &Snapshot) -> Self {
-        tables.node.gateway_v6
+    fn gateway(tables: &Snapshot, is_pod: bool) -> Self {
+        if is_pod { tables.node.gateway_v6 } else { tables.node.gateway_v6_of_host }
     }
     fn own(tables: &Snapshot) -> Self {
         tables.node.v6
