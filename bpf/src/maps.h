@@ -40,6 +40,7 @@ _Static_assert(sizeof(struct ovl_address) == 16, "address layout");
 #define OVL_IS_NODE    1     /* this node has it: tunnels end there, and NodePorts are open */
 #define OVL_IS_EGRESS  2     /* flows leave the cluster with it */
 #define OVL_IS_SERVICE 4     /* services alone have it; of no effect on a node address */
+#define OVL_IS_ANNOUNCED 8   /* questions for it are answered; of no effect on a node address */
 
 /* A NodePort. */
 struct ovl_node_port {
@@ -68,7 +69,7 @@ enum ovl_reason {
 	OVL_TUNNEL = 0,          /* tunnel packet to an address of this node */
 	OVL_PATH_MTU = 1,        /* ICMP "too big" about a tunnel packet of this node */
 	OVL_PREFIX = 2,          /* destination in a local prefix */
-	OVL_NEIGHBOR = 3,        /* ARP or neighbour question about a local prefix or a service */
+	OVL_NEIGHBOR = 3,        /* ARP or neighbour question about a local prefix or announced */
 	OVL_SERVICE = 4,         /* destination is a service's address */
 	OVL_NODE_PORT = 5,       /* destination is a NodePort of this node */
 	OVL_EGRESS = 6,          /* answer to a flow that left with an address of this node's */

@@ -141,7 +141,7 @@ static __always_inline int is_tunnel(struct rest *rest, const struct ovl_setting
 static __always_inline enum ovl_reason steer_question(__u8 bits, int is_local,
 						      const struct ovl_settings *set)
 {
-	if (is_service(bits))
+	if ((bits & (OVL_IS_ANNOUNCED | OVL_IS_NODE)) == OVL_IS_ANNOUNCED)
 		return OVL_NEIGHBOR;
 	if (!set->answer_neighbors || !is_local)
 		return OVL_OTHER;

@@ -56,6 +56,8 @@ pub(crate) enum Role {
     Egress = 2,
     /// `OVL_IS_SERVICE`
     Service = 4,
+    /// `OVL_IS_ANNOUNCED`
+    Announced = 8,
 }
 
 /// `struct ovl_node_port`.
@@ -93,8 +95,8 @@ pub enum Reason {
     PathMtu = 1,
     /// To the dataplane: the destination is in a local prefix.
     Prefix = 2,
-    /// To the dataplane: an ARP or neighbour question about an address in a local prefix or of a
-    /// service.
+    /// To the dataplane: an ARP or neighbour question about an address in a local prefix or an
+    /// announced one.
     Neighbor = 3,
     /// To the dataplane: the destination is a service's address.
     Service = 4,

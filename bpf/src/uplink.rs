@@ -153,13 +153,22 @@ impl UplinkSteering {
     }
 
     /// Replaces the addresses that only services have: all TCP, UDP, SCTP and ICMP packets to
-    /// them are steered, fragments as well, and ARP requests and neighbour solicitations for
-    /// them. An address that is this node's too is never steered so: the host stays reachable.
+    /// them are steered, fragments as well. An address that is this node's too is never steered
+    /// so: the host stays reachable.
     ///
     /// # Errors
     /// As [`Self::set_node_addresses`].
     pub fn set_service_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), BpfError> {
         self.set_role(Role::Service, addresses)
+    }
+
+    /// Replaces the addresses that this node answers for: ARP requests and neighbour solicitations
+    /// for them are steered, but for those that are this node's own, which the host answers for.
+    ///
+    /// # Errors
+    /// As [`Self::set_node_addresses`].
+    pub fn set_announced_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), BpfError> {
+        self.set_role(Role::Announced, addresses)
     }
 
     fn set_role(&mut self, role: Role, addresses: &[IpAddr]) -> Result<(), BpfError> {

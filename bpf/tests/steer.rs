@@ -30,6 +30,7 @@ impl Uplink {
         steering.set_snat_ports(Some(samples::SNAT_PORTS)).unwrap();
         steering.set_egress_addresses(&samples::egress_addresses()).unwrap();
         steering.set_service_addresses(&samples::service_addresses()).unwrap();
+        steering.set_announced_addresses(&samples::service_addresses()).unwrap();
         steering.set_node_ports(&samples::node_ports()).unwrap();
         Self { steering, _socket: None }
     }
@@ -324,15 +325,39 @@ fn an_address_can_be_several_things_and_stop_being_one() {
 
 #[test]
 #[ignore = "needs root"]
-fn service_addresses_are_answered_for_whatever_the_settings() {
+fn announced_addresses_are_answered_for_whatever_the_settings() {
     let mut uplink = Uplink::new();
     uplink.steering.configure(&UplinkSettings::default()).unwrap();
-    for frame in connections::questions_for_services() {
+    let vips = samples::service_addresses();
+    for (announced, expected) in [(&vips[..], Reason::Neighbor), (&[], Reason::Other)] {
+        uplink.steering.set_announced_addresses(announced).unwrap();
+        for frame in connections::questions_for(samples::VIP_V4, samples::VIP_V6) {
+            let (action, reason) = uplink.decide(&frame);
+            match reason {
+                // A packet to a service, whatever it asks: the dataplane gives it back.
+                Reason::Service => assert_eq!(announced.len(), 0),
+                Reason::Group => assert_eq!((action, announced.len()), (Action::ToKernel, 0)),
+                reason => assert_eq!(reason, expected),
+            }
+        }
+    }
+    // Not only services': those of NAT gateways are announced as well.
+    let pool = || connections::questions_for(samples::POOL_V4, samples::POOL_V6);
+    for frame in pool() {
+        assert_eq!(uplink.decide(&frame).0, Action::ToKernel);
+    }
+    let addresses = [samples::POOL_V4.into(), samples::POOL_V6.into()];
+    uplink.steering.set_announced_addresses(&addresses).unwrap();
+    for frame in pool() {
         assert_eq!(uplink.decide(&frame), (Action::ToDataplane, Reason::Neighbor));
     }
-    uplink.steering.set_service_addresses(&[]).unwrap();
-    for frame in connections::questions_for_services() {
-        assert_eq!(uplink.decide(&frame).0, Action::ToKernel);
+    for frame in connections::questions_for(samples::PEER_V4, samples::PEER_V6) {
+        assert_eq!(uplink.decide(&frame).0, Action::ToKernel, "another's");
+    }
+    // The host answers for what is its own, whoever announces it.
+    uplink.steering.set_announced_addresses(&samples::node_addresses()).unwrap();
+    for frame in connections::questions_for(samples::NODE_V4, samples::NODE_V6) {
+        assert_eq!(uplink.decide(&frame).0, Action::ToKernel, "the host's");
     }
 }
 

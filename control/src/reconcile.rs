@@ -279,8 +279,10 @@ impl Reconciler {
     }
 
     /// What has to change, in order: a peer is there before its endpoints and goes after them, a
-    /// backend before its service, and an address is let go before another takes it.
+    /// backend before its service, and an address is let go before another takes it. What this node
+    /// is not to answer for any more comes first, what it is to, last: then it can serve it.
     fn difference(&self) -> Vec<Change> {
+        let is_announcement = |key: &ObjectKey| matches!(key, ObjectKey::Announcement(_));
         let wanted = |kind: fn(&ObjectKey) -> bool| {
             self.differs
                 .iter()
@@ -295,7 +297,9 @@ impl Reconciler {
         let remove = |kind: fn(&ObjectKey) -> bool| {
             self.surplus()
                 .filter(move |key| kind(key))
-                .filter(|key| !self.keep_absent && !self.is_rejected(key, 0))
+                // Another node answers for what this one is not to: that is known for certain.
+                .filter(|key| !self.keep_absent || is_announcement(key))
+                .filter(|key| !self.is_rejected(key, 0))
                 .map(|key| Change::Remove(key.clone()))
         };
         let is_peer = |key: &ObjectKey| matches!(key, ObjectKey::Peer(_));
@@ -306,7 +310,8 @@ impl Reconciler {
             Object::Service(service) => Some(order::Next { service, gives_up: &wanted.gives_up }),
             _ => None,
         });
-        set(|key| *key == ObjectKey::Node)
+        remove(is_announcement)
+            .chain(set(|key| *key == ObjectKey::Node))
             .chain(set(is_peer))
             .chain(remove(is_endpoint))
             .chain(set(is_endpoint))
@@ -315,6 +320,7 @@ impl Reconciler {
             .chain(remove(is_egress))
             .chain(set(is_egress))
             .chain(remove(is_peer))
+            .chain(set(is_announcement))
             .collect()
     }
 

@@ -49,6 +49,8 @@ pub struct Counts {
     pub services: usize,
     /// Rules for pods that leave the cluster.
     pub egress: usize,
+    /// Addresses that this node answers for on the underlay.
+    pub announcements: usize,
 }
 
 impl Counts {
@@ -69,13 +71,15 @@ impl Counts {
             ObjectKey::Endpoint(_) => &mut self.endpoints,
             ObjectKey::Service(_) => &mut self.services,
             ObjectKey::Egress(_) => &mut self.egress,
+            ObjectKey::Announcement(_) => &mut self.announcements,
         }
     }
 
     /// All of them.
     #[must_use]
     pub const fn total(&self) -> usize {
-        self.node + self.peers + self.endpoints + self.services + self.egress
+        let objects = self.peers + self.endpoints + self.services + self.egress;
+        self.node + objects + self.announcements
     }
 }
 

@@ -67,8 +67,9 @@ pub fn ssh_v4() -> Vec<u8> {
     over_v4(NODE_V4, TCP, &segment(40_000, 22))
 }
 
-pub fn questions_for_services() -> Vec<Vec<u8>> {
-    vec![arp(1, VIP_V4), solicitation(VIP_V6, 255, 0), probe(VIP_V6)]
+/// Who has these?
+pub fn questions_for(v4: Ipv4Addr, v6: Ipv6Addr) -> Vec<Vec<u8>> {
+    vec![arp(1, v4), solicitation(v6, 255, 0), probe(v6)]
 }
 
 /// Pieces without ports, to egress addresses; taken only when asked for.
@@ -125,7 +126,12 @@ fn services() -> Vec<Sample> {
             L4_V6 + 8,
             extended(to_v6(TCP, &any), &later),
         ),
-        steered("ARP request for a service", Reason::Neighbor, 42, padded(arp(1, VIP_V4))),
+        steered(
+            "ARP request for an announced address",
+            Reason::Neighbor,
+            42,
+            padded(arp(1, VIP_V4)),
+        ),
         steered(
             "solicitation for a service",
             Reason::Neighbor,

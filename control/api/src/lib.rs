@@ -4,6 +4,7 @@
 //! This crate is the leaf of the workspace: it imports nothing else of ours. Kubernetes words do
 //! not occur here; `overlane-control` translates them into these objects.
 
+pub mod announcement;
 pub mod client;
 pub mod egress;
 pub mod endpoint;
@@ -16,6 +17,7 @@ pub mod service;
 pub mod status;
 pub mod types;
 
+pub use announcement::Announcement;
 pub use egress::{Egress, EgressAction, SnatSettings, Timeouts};
 pub use endpoint::{Attachment, Endpoint};
 pub use node::{EncapSettings, HostPort, Mode, Node, OuterDscp, OuterUdpChecksum, Underlay};

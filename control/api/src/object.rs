@@ -1,9 +1,11 @@
 //! The objects that make up a dataplane's desired state, their keys and the changes to them.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::announcement::Announcement;
 use crate::egress::Egress;
 use crate::endpoint::Endpoint;
 use crate::node::Node;
@@ -24,6 +26,8 @@ pub enum Object {
     Service(Service),
     /// A rule for pods that leave the cluster.
     Egress(Egress),
+    /// An address that this node answers for on the underlay.
+    Announcement(Announcement),
 }
 
 /// What names an object.
@@ -40,6 +44,8 @@ pub enum ObjectKey {
     Service(String),
     /// A rule for pods that leave the cluster, by name.
     Egress(String),
+    /// An address that this node answers for on the underlay.
+    Announcement(IpAddr),
 }
 
 /// One step from the installed state towards the desired one.
@@ -62,6 +68,7 @@ impl Object {
             Self::Endpoint(endpoint) => ObjectKey::Endpoint(endpoint.name.clone()),
             Self::Service(service) => ObjectKey::Service(service.name.clone()),
             Self::Egress(egress) => ObjectKey::Egress(egress.name.clone()),
+            Self::Announcement(announcement) => ObjectKey::Announcement(announcement.address),
         }
     }
 
@@ -84,6 +91,7 @@ impl fmt::Display for ObjectKey {
             Self::Endpoint(name) => write!(f, "endpoint {name}"),
             Self::Service(name) => write!(f, "service {name}"),
             Self::Egress(name) => write!(f, "egress {name}"),
+            Self::Announcement(address) => write!(f, "announcement {address}"),
         }
     }
 }

@@ -43,6 +43,13 @@ pub enum Op {
         /// At most [`MAX_CHANGES`].
         changes: Vec<Change>,
     },
+    /// The sender sees to it that no other node answers for this node's announcements: they are in
+    /// force for so long from now on, and no longer unless this is asked again. What is installed
+    /// of them stays.
+    Lease {
+        /// Milliseconds; 0 ends it at once.
+        milliseconds: u32,
+    },
     /// The whole state on one screen.
     Status,
     /// Local endpoints.
@@ -109,6 +116,11 @@ pub enum Reply {
         /// What was accepted but is not yet in force, and why (an interface that does not exist
         /// yet, say).
         warnings: Vec<String>,
+    },
+    /// To [`Op::Lease`].
+    Lease {
+        /// Does the node forward: is its uplink open and its node described?
+        forwarding: bool,
     },
     /// To [`Op::Status`].
     Status(Box<Status>),

@@ -116,7 +116,9 @@ fn screen(verdict: &Verdict) -> String {
     for note in &verdict.notes {
         let _ = writeln!(screen, "note: {note}");
     }
-    if let Some(Counts { node, peers, endpoints, services, egress }) = verdict.objects {
+    if let Some(Counts { node, peers, endpoints, services, egress, announcements: _ }) =
+        verdict.objects
+    {
         let _ = writeln!(
             screen,
             "objects: {node} node, {peers} peers, {endpoints} endpoints, {services} service ports, {egress} egress rules"

@@ -204,7 +204,7 @@ fn claims(object: &Object) -> Option<(&'static str, &[IpAddr], &[IpNet])> {
         Object::Node(node) => Some(("address", &node.addresses, &node.pod_cidrs)),
         Object::Peer(peer) => Some(("address", &peer.addresses, &peer.pod_cidrs)),
         Object::Endpoint(endpoint) => Some(("podIP", &endpoint.addresses, &[])),
-        Object::Service(_) | Object::Egress(_) => None,
+        Object::Service(_) | Object::Egress(_) | Object::Announcement(_) => None,
     }
 }
 

@@ -10,8 +10,10 @@
 //! | `links` | interfaces as they come, change and go |
 //! | `neighbors` | next hop and MAC of every underlay destination, kept fresh |
 //! | `listings`, `nat_usage` | services, flows and source NAT, for those who ask |
+//! | `announce` | tells the underlay's link of the addresses that this node answers for |
 //! | `host_port` | the veth between the node's own stack and its pods |
 
+pub mod announce;
 mod attach;
 pub mod host_port;
 mod host_sockets;

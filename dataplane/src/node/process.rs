@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use overlane_api::protocol::{ApiError, Op, Reply};
 use overlane_api::{Change, QueueId, WorkerId};
 
+use super::announce::Announcer;
 use super::attach::EndpointAttachment;
 use super::host_sockets::HostSockets;
 use super::links::{Link, LinkEvent, LinkWatch};
@@ -106,6 +107,7 @@ pub struct Process {
     pub(super) next_hops: NextHops,
     pub(super) links: LinkWatch,
     pub(super) host_sockets: HostSockets,
+    pub(super) announcer: Announcer,
     pub(super) warnings: BTreeMap<&'static str, String>,
     pub(super) started: Instant,
     pub(super) instance: u64,
@@ -169,6 +171,7 @@ impl Process {
             next_hops: NextHops::new(NeighborTable::open()?, RouteMirror::open()?),
             links: LinkWatch::open()?,
             host_sockets: HostSockets::default(),
+            announcer: Announcer::default(),
             warnings: BTreeMap::new(),
             started: Instant::now(),
             instance: now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)),
@@ -230,9 +233,11 @@ impl Process {
         changed |= self.process_notices(now);
         changed |= self.process_host_sockets(now);
         changed |= self.try_again(now);
+        changed |= self.process_lease(now);
         if changed {
             self.publish();
         }
+        self.process_announcements(now);
         while let Some(call) = self.calls.next() {
             self.answer(call);
         }
@@ -321,6 +326,10 @@ impl Process {
             }),
             Op::Installed => Ok(Reply::Installed { objects: self.compiler.installed() }),
             Op::Apply { changes } => self.apply(changes),
+            Op::Lease { milliseconds } => {
+                let forwarding = self.lease(milliseconds, Instant::now());
+                Ok(Reply::Lease { forwarding })
+            }
             Op::Status => Ok(Reply::Status(Box::new(self.status()))),
             Op::Endpoints => Ok(Reply::Endpoints(self.endpoint_statuses())),
             Op::Peers => Ok(Reply::Peers(self.peer_statuses())),
@@ -365,12 +374,15 @@ impl Process {
                     steer = true;
                 }
                 Effect::Services | Effect::Egress => steer = true,
+                // Below, when the tables are in force.
+                Effect::Announcements => {}
             }
         }
         if steer {
             self.steer();
         }
         let generation = self.publish();
+        self.process_announcements(Instant::now());
         warnings.extend(self.warnings.values().cloned());
         Ok(Reply::Applied { generation, warnings })
     }

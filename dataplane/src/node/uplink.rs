@@ -214,6 +214,7 @@ impl Process {
         let flat = node.mode == Mode::Flat;
         let pods = if flat { self.local_addresses() } else { Vec::new() };
         let connections = self.connections(&node);
+        let announced: Vec<_> = self.compiler.announced().iter().copied().collect();
         if let Some(uplink) = &mut self.uplink {
             let port = |mode| self.compiler.uses(mode);
             let settings = UplinkSettings {
@@ -233,7 +234,8 @@ impl Process {
                 .set_node_addresses(&node.addresses)
                 .and_then(|()| uplink.steering.set_prefixes(&prefixes))
                 .and_then(|()| uplink.steering.configure(&settings))
-                .and_then(|()| connections.apply(&mut uplink.steering));
+                .and_then(|()| connections.apply(&mut uplink.steering))
+                .and_then(|()| uplink.steering.set_announced_addresses(&announced));
             if let Err(error) = steered {
                 self.warn("steering", error.to_string());
             } else {

@@ -170,6 +170,11 @@ impl Workers {
         }
     }
 
+    /// Has a worker send a frame by a port of its own.
+    pub fn send_frame(&self, worker: WorkerId, port: PortId, frame: Box<[u8]>) {
+        self.tell(worker, Command::SendFrame { port, frame });
+    }
+
     /// Hands an errand to a worker.
     pub fn send_errand(&self, worker: WorkerId, errand: Box<Errand>) {
         self.tell(worker, Command::Errand(errand));

@@ -17,6 +17,8 @@ pub mod publish;
 pub mod routes;
 pub mod services;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::egress::EgressTables;
@@ -60,6 +62,8 @@ pub struct Snapshot {
     pub external: Arc<External>,
     /// Ports of this node's own address that are the host's.
     pub host_ports: Arc<HostPorts>,
+    /// Addresses that are answered for on the uplink, besides pods'.
+    pub announced: Arc<BTreeSet<IpAddr>>,
 }
 
 impl Snapshot {

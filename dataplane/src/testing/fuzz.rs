@@ -127,7 +127,9 @@ fn reset(node: &mut MemoryNode) -> Result<(), overlane_api::protocol::ApiError> 
             ObjectKey::Endpoint(_) => endpoints.push(Change::Remove(key)),
             ObjectKey::Peer(_) => peers.push(key),
             ObjectKey::Node => {}
-            ObjectKey::Service(_) | ObjectKey::Egress(_) => endpoints.push(Change::Remove(key)),
+            ObjectKey::Service(_) | ObjectKey::Egress(_) | ObjectKey::Announcement(_) => {
+                endpoints.push(Change::Remove(key));
+            }
         }
     }
     node.apply(endpoints)?;

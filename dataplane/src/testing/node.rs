@@ -273,7 +273,11 @@ impl MemoryNode {
                     }
                 }
                 Effect::PeerSet(name) => self.set_resolved(&name, true),
-                Effect::Node | Effect::PeerRemoved(_) | Effect::Services | Effect::Egress => {}
+                Effect::Node
+                | Effect::PeerRemoved(_)
+                | Effect::Services
+                | Effect::Egress
+                | Effect::Announcements => {}
             }
         }
         self.bench.publish();

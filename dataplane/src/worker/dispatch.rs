@@ -75,7 +75,7 @@ impl<P: Port> Worker<P> {
 
     /// Puts a frame on the TX ring of `port`, copying it when it lives in another UMEM.
     #[inline]
-    fn send(&mut self, frame: Frame, port: PortId) -> Result<(), DropReason> {
+    pub(super) fn send(&mut self, frame: Frame, port: PortId) -> Result<(), DropReason> {
         let Some(Some(slot)) = self.slots.get_mut(port.index()) else {
             self.give(frame);
             return Err(DropReason::PortGone);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Command, Slot, Worker};
 use crate::io::{KernelDrops, Port};
+use crate::packet::drop::DropReason;
 use crate::packet::meta::Origin;
 use crate::packet::pool::FramePool;
 use crate::packet::verdict::PortId;
@@ -95,6 +96,7 @@ impl<P: Port> Worker<P> {
                     debug_assert_eq!(usize::from(depot.umem().0), self.pools.len());
                     self.pools.push(FramePool::new(depot, super::POOL_KEEP));
                 }
+                Command::SendFrame { port, frame } => self.send_made(port, &frame),
                 Command::Errand(errand) => self.errands.push_back(errand),
                 Command::ForgetTag(tag) => self.parts.flows.forget_tag(tag),
                 Command::FlowTables { mut tables, done } => {
@@ -105,6 +107,24 @@ impl<P: Port> Worker<P> {
                 Command::Stop => self.stopping = true,
             }
         }
+    }
+
+    /// Sends a frame that the slow thread has made.
+    fn send_made(&mut self, port: PortId, bytes: &[u8]) {
+        self.counters.received += 1;
+        self.counters.generated += 1;
+        let own = usize::from(self.parts.own_umem.0);
+        let Some(mut frame) = self.pools.get_mut(own).and_then(FramePool::take) else {
+            return self.counters.drop(DropReason::FramesExhausted);
+        };
+        if frame.fill(bytes).is_err() {
+            return self.discard(frame, DropReason::FramesExhausted);
+        }
+        match self.send(frame, port) {
+            Ok(()) => self.counters.sent += 1,
+            Err(reason) => self.counters.drop(reason),
+        }
+        self.after_work();
     }
 
     fn add_port(&mut self, id: PortId, origin: Origin, port: P, view: PortView) {

@@ -60,6 +60,13 @@ pub enum Command<P> {
     },
     /// Frames of another UMEM may come from now on.
     AddUmem(Arc<Depot>),
+    /// Send this frame, which the slow thread has made.
+    SendFrame {
+        /// A port of this worker.
+        port: PortId,
+        /// The frame.
+        frame: Box<[u8]>,
+    },
     /// Look through the flows.
     Errand(Box<Errand>),
     /// A service is gone, and so are its sums ([`crate::flow::past`]): the next one with this tag

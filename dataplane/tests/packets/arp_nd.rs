@@ -3,8 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{ArpEthIpv4Packet, ArpOperation};
-use overlane_api::{MacAddr, Mode, Underlay};
+use overlane_api::{Announcement, Change, MacAddr, Mode, Object, ObjectKey, Underlay, WorkerId};
+use overlane_dataplane::node::announce::announcements;
+use overlane_dataplane::packet::verdict::PortId;
 use overlane_dataplane::testing::{Place, node, objects};
+use overlane_dataplane::worker::Command;
 
 use super::bed::{Bed, FORWARDED, TO_HOST, UPLINK, pod};
 use super::build::{
@@ -62,10 +65,14 @@ fn solicit((mac, source): (MacAddr, Ipv6Addr), target: Ipv6Addr, hop_limit: u8) 
 
 /// The advertisement that answers it: router, solicited, override.
 fn advertise(macs: (MacAddr, MacAddr), target: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
+    advertise_with(0xe000_0000, macs, target, to)
+}
+
+fn advertise_with(flags: u32, macs: (MacAddr, MacAddr), target: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
     let mut body = target.octets().to_vec();
     body.extend([2, 1]);
     body.extend(macs.0.0);
-    packet(target.into(), to.into(), Body::Error(136, 0, 0xe000_0000, body)).ttl(255).frame(macs)
+    packet(target.into(), to.into(), Body::Error(136, 0, flags, body)).ttl(255).frame(macs)
 }
 
 #[test]
@@ -277,4 +284,203 @@ fn on_the_uplink_only_flat_mode_answers_and_only_for_pods() {
         bed.step(&UPLINK, &announced, &[(Place::Host, announced.clone())], TO_HOST);
         bed.close();
     }
+}
+
+const VIP: &str = "10.0.1.50";
+const VIP_V6: &str = "fd00:10:0:1::50";
+
+fn announcement(address: &str) -> Change {
+    Change::Set(Object::Announcement(Announcement { address: address.parse().unwrap() }))
+}
+
+/// A node that is told to answer for an address of each family.
+fn announcing(mode: Mode) -> Bed {
+    let mut changes = objects::cluster(mode, Underlay::Ipv4, 1);
+    changes.extend([VIP, VIP_V6].map(announcement));
+    Bed::with(1, changes)
+}
+
+fn lease(bed: &mut Bed, is_leased: bool) {
+    assert!(bed.node.bench().compiler.set_leased(is_leased));
+    bed.node.publish();
+}
+
+/// Questions for an address, and the answers of a node that announces it.
+fn questions(v4_target: &str, v6_target: &str) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
+    let (uplink, asker) = (node::UPLINK_MAC, node::NEXT_HOP_MAC);
+    let (target, target_v6) = (v4_target.parse().unwrap(), v6_target.parse().unwrap());
+    let router = (asker, "10.0.0.1".parse().unwrap());
+    let nobody = (asker, "0.0.0.0".parse().unwrap());
+    let source: Ipv6Addr = "fd00:10::1".parse().unwrap();
+    let (all_nodes, all_nodes_mac) =
+        ("ff02::1".parse().unwrap(), MacAddr([0x33, 0x33, 0, 0, 0, 1]));
+    let mut unicast = solicit((asker, source), target_v6, 255);
+    unicast[..6].copy_from_slice(&uplink.0);
+    // The checksum covers the destination.
+    let to_target = packet(source.into(), target_v6.into(), {
+        let body = [&target_v6.octets()[..], &[1, 1], &asker.0].concat();
+        Body::Error(135, 0, 0, body)
+    });
+    let unicast = [&unicast[..14], &to_target.ttl(255).frame((asker, uplink))[14..]].concat();
+    vec![
+        (
+            "who has it",
+            arp(ArpOperation::REQUEST, BROADCAST, router, (NOBODY, target)),
+            arp(ArpOperation::REPLY, asker, (uplink, target), router),
+        ),
+        (
+            "do you still have it",
+            arp(ArpOperation::REQUEST, uplink, router, (NOBODY, target)),
+            arp(ArpOperation::REPLY, asker, (uplink, target), router),
+        ),
+        (
+            "may I have it (RFC 5227 section 2.1.1)",
+            arp(ArpOperation::REQUEST, BROADCAST, nobody, (NOBODY, target)),
+            arp(ArpOperation::REPLY, asker, (uplink, target), nobody),
+        ),
+        (
+            "solicited: not a router, override",
+            solicit((asker, source), target_v6, 255),
+            advertise_with(0x6000_0000, (uplink, asker), target_v6, source),
+        ),
+        (
+            "solicited at the address itself",
+            unicast,
+            advertise_with(0x6000_0000, (uplink, asker), target_v6, source),
+        ),
+        (
+            "duplicate address detection: to all nodes, not solicited (RFC 4861 section 7.2.4)",
+            solicit((asker, Ipv6Addr::UNSPECIFIED), target_v6, 255),
+            advertise_with(0x2000_0000, (uplink, all_nodes_mac), target_v6, all_nodes),
+        ),
+    ]
+}
+
+/// The question is left to the host; one that was sent to the uplink is addressed to it.
+#[track_caller]
+fn hosts(bed: &mut Bed, question: &[u8]) {
+    let mut given = question.to_vec();
+    if given.starts_with(&node::UPLINK_MAC.0) {
+        let (from, to) = to_host();
+        given[..12].copy_from_slice(&[to.0, from.0].concat());
+    }
+    bed.step(&UPLINK, question, &[(Place::Host, given)], TO_HOST);
+}
+
+#[test]
+fn announced_addresses_are_answered_for_on_the_uplink_in_every_mode() {
+    for mode in [Mode::Geneve, Mode::Vxlan, Mode::Native, Mode::Flat] {
+        let mut bed = announcing(mode);
+        lease(&mut bed, true);
+        for (name, question, answer) in questions(VIP, VIP_V6) {
+            println!("{mode}: {name}");
+            bed.step(&UPLINK, &question, &[(UPLINK, answer)], FORWARDED);
+        }
+        for (name, question, _) in questions("10.0.1.51", "fd00:10:0:1::51") {
+            println!("{mode}: another's: {name}");
+            hosts(&mut bed, &question);
+        }
+        bed.close();
+    }
+}
+
+#[test]
+fn an_announcement_out_of_force_is_answered_for_no_more_and_is_again_afterwards() {
+    let mut bed = announcing(Mode::Geneve);
+    let silent = |bed: &mut Bed| {
+        for (_, question, _) in questions(VIP, VIP_V6) {
+            hosts(bed, &question);
+        }
+    };
+    let answers = |bed: &mut Bed| {
+        for (_, question, answer) in questions(VIP, VIP_V6) {
+            bed.step(&UPLINK, &question, &[(UPLINK, answer)], FORWARDED);
+        }
+    };
+    silent(&mut bed);
+    lease(&mut bed, true);
+    answers(&mut bed);
+    lease(&mut bed, false);
+    silent(&mut bed);
+    lease(&mut bed, true);
+    answers(&mut bed);
+    // Given to another node.
+    let remove = [VIP, VIP_V6].map(|a| Change::Remove(ObjectKey::Announcement(a.parse().unwrap())));
+    bed.node.apply(remove.to_vec()).unwrap();
+    silent(&mut bed);
+    bed.node.apply([VIP, VIP_V6].map(announcement).to_vec()).unwrap();
+    answers(&mut bed);
+    bed.close();
+}
+
+#[test]
+fn what_asks_for_nothing_is_left_to_the_host_even_of_an_announced_address() {
+    let mut bed = announcing(Mode::Geneve);
+    lease(&mut bed, true);
+    let (asker, target) = (node::NEXT_HOP_MAC, VIP.parse().unwrap());
+    let own = (asker, target);
+    let source: Ipv6Addr = VIP_V6.parse().unwrap();
+    for (name, frame) in [
+        ("another says it has it", arp(ArpOperation::REQUEST, BROADCAST, own, (NOBODY, target))),
+        ("the same by a reply", arp(ArpOperation::REPLY, BROADCAST, own, own)),
+        (
+            "solicited from beyond the link",
+            solicit((asker, "fd00:10::1".parse().unwrap()), source, 254),
+        ),
+        ("it asks for itself", solicit((asker, source), source, 255)),
+    ] {
+        println!("{name}");
+        bed.step(&UPLINK, &frame, &[(Place::Host, frame.clone())], TO_HOST);
+    }
+    // A pod finds it behind the gateway as everything else.
+    let me = (objects::pod_mac(0, 0), pod_ip(0, 0, 0));
+    let gateway = objects::gateway_mac(0);
+    let request = arp(ArpOperation::REQUEST, BROADCAST, me, (NOBODY, target));
+    let reply = arp(ArpOperation::REPLY, me.0, (gateway, target), me);
+    bed.step(&pod(0), &request, &[(pod(0), reply)], FORWARDED);
+    bed.close();
+}
+
+#[test]
+fn addresses_that_cannot_be_announced_are_refused_with_what_to_do() {
+    let mut bed = Bed::new(Mode::Geneve, Underlay::Ipv4);
+    let own = node_ip(0, 0).to_string();
+    for (address, hint) in [
+        (own.as_str(), "no node has"),
+        ("0.0.0.0", "unicast"),
+        ("224.0.0.1", "unicast"),
+        ("::1", "unicast"),
+        ("ff02::1", "unicast"),
+    ] {
+        let error = bed.node.apply(vec![announcement(VIP), announcement(address)]).unwrap_err();
+        assert!(error.to_string().contains(hint), "{error}");
+        assert!(error.to_string().contains(address), "{error}");
+    }
+    assert!(bed.node.bench().compiler.announced().is_empty(), "all of a list or none");
+    bed.close();
+}
+
+#[test]
+fn announcements_leave_by_the_uplink_and_are_accounted_for() {
+    let mut bed = announcing(Mode::Geneve);
+    let before = bed.node.counters();
+    let mut expected = Vec::new();
+    for address in [VIP, VIP_V6] {
+        for frame in announcements(address.parse().unwrap(), node::UPLINK_MAC) {
+            expected.push((UPLINK, frame.clone()));
+            let command = Command::SendFrame { port: PortId(0), frame: frame.into() };
+            bed.node.bench().tell(WorkerId(0), command);
+        }
+    }
+    bed.node.run();
+    super::bed::expect(&bed.node, &before, &[("received", 3), ("generated", 3), ("sent", 3)]);
+    super::bed::assert_frames(&bed.node.collect(), &expected);
+    // No such port any more: dropped by name.
+    let before = bed.node.counters();
+    let command = Command::SendFrame { port: PortId(77), frame: vec![0; 60].into() };
+    bed.node.bench().tell(WorkerId(0), command);
+    bed.node.run();
+    let moved = [("received", 1), ("generated", 1), ("dropped.port_gone", 1)];
+    super::bed::expect(&bed.node, &before, &moved);
+    bed.close();
 }

@@ -101,7 +101,7 @@ impl Bed {
 }
 
 #[track_caller]
-fn assert_frames(got: &[(Place, Vec<u8>)], expected: &[(Place, Vec<u8>)]) {
+pub fn assert_frames(got: &[(Place, Vec<u8>)], expected: &[(Place, Vec<u8>)]) {
     let show = |frames: &[(Place, Vec<u8>)]| {
         let line = |(place, frame): &(Place, Vec<u8>)| format!("{place:?}: {frame:02x?}");
         frames.iter().map(line).collect::<Vec<_>>().join("\n")

@@ -100,6 +100,34 @@ fn the_first_rule_in_order_decides() {
 }
 
 #[test]
+fn another_holder_of_the_nodes_gateway_concerns_nothing_but_the_rules() {
+    let mut compiler = Compiler::new(1);
+    let peer = Change::Set(Object::Peer(objects::peer(1, Mode::Geneve)));
+    let through = |nodes: &[&str]| this_node(gateway(&["198.51.100.1"], nodes), &[]);
+    let holder = |compiler: &Compiler| match decide(compiler, "10.244.1.10", "203.0.113.10") {
+        EgressDecision::Gateway(pool) => compiler.snapshot().egress.pool(pool).unwrap().holder,
+        other => panic!("{other:?}"),
+    };
+    compiler.apply(vec![through(&["b", "a"]), peer]).unwrap();
+    assert!(matches!(holder(&compiler), Holder::Peer(_)));
+    let external = |compiler: &Compiler| {
+        let pool = ip("198.51.100.1");
+        compiler.snapshot().external.addresses().any(|external| external.address == pool)
+    };
+    assert!(!external(&compiler));
+    assert_eq!(compiler.apply(vec![through(&["a", "b"])]), Ok(vec![Effect::Egress]));
+    assert_eq!(holder(&compiler), Holder::Here);
+    assert!(external(&compiler), "and its ports are given out here");
+    assert_eq!(compiler.apply(vec![through(&["b", "a"])]), Ok(vec![Effect::Egress]));
+    assert!(matches!(holder(&compiler), Holder::Peer(_)));
+    assert!(!external(&compiler));
+    // Anything else is looked at as a whole.
+    let effects =
+        compiler.apply(vec![this_node(gateway(&["198.51.100.1"], &["b"]), &["10.9.0.0/16"])]);
+    assert!(effects.unwrap().contains(&Effect::Node));
+}
+
+#[test]
 fn a_gateways_addresses_are_where_the_first_known_node_is() {
     let mut compiler = Compiler::new(1);
     let addresses = ["198.51.100.1", "2001:db8::1"];

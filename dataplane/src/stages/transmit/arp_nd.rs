@@ -1,10 +1,11 @@
 //! ARP and neighbour discovery, answered on the spot and never carried.
 //!
 //! To a pod and to the host, everything lies behind the gateway: any address that is not the
-//! asker's own gets the gateway's MAC. On the uplink (flat mode) the pods' addresses get the
-//! uplink's MAC; all other questions are the host's.
+//! asker's own gets the gateway's MAC. On the uplink the announced addresses, and in flat mode those
+//! of the pods, get the uplink's MAC; all other questions are the host's. Who asks whether anybody
+//! has an announced address before taking it (RFC 5227 section 2.1, RFC 4862 section 5.4) is told so.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use overlane_api::MacAddr;
 
@@ -20,6 +21,11 @@ use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::icmpv6::{self, Neighbor, NeighborMessage};
 use crate::wire::ipv6::{self, Ipv6, Ipv6Header};
 use crate::wire::protocol;
+
+/// All nodes of the link (RFC 4291 section 2.7.1), and their MAC (RFC 2464 section 7).
+pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// See [`ALL_NODES`].
+pub const ALL_NODES_MAC: MacAddr = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
 
 /// Decides on every ARP and link-local message of the vector.
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
@@ -49,11 +55,12 @@ fn arp(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> Result<(), DropR
         message.sender_mac == sender
             && (message.sender_ip == own || message.sender_ip.is_unspecified())
     })?;
+    let is_announced = is_announced(meta, cx, message.target_ip.into());
     let is_question = message.operation == arp::REQUEST
         && message.sender_ip != message.target_ip
-        && !message.sender_ip.is_unspecified();
+        && (is_announced || !message.sender_ip.is_unspecified());
     let route = cx.tables.routes.get4(message.target_ip).target();
-    let Some(mac) = answer_with(meta, cx, is_question, route) else {
+    let Some(mac) = answer_with(meta, cx, is_question, is_announced, route) else {
         return elsewhere(meta, cx);
     };
     let reply = ArpMessage {
@@ -92,12 +99,21 @@ fn neighbor_message(
         _ if is_discovery(meta, message) => return elsewhere(meta, cx),
         _ => return elsewhere(meta, cx).map_err(|_| DropReason::Multicast),
     };
-    let is_question = !source.is_unspecified() && source != target;
+    let is_announced = is_announced(meta, cx, target.into());
+    let is_question = source != target && (is_announced || !source.is_unspecified());
     let route = cx.tables.routes.get6(target).target();
-    let Some(mac) = answer_with(meta, cx, is_question, route) else {
+    let Some(mac) = answer_with(meta, cx, is_question, is_announced, route) else {
         return elsewhere(meta, cx);
     };
-    write_advertisement(frame, sender, mac, target, source)?;
+    let router = if is_announced { 0 } else { icmpv6::FLAG_ROUTER };
+    let flags = router | icmpv6::FLAG_OVERRIDE;
+    if source.is_unspecified() {
+        // RFC 4861 section 7.2.4: nobody can be answered alone.
+        write_advertisement(frame, ALL_NODES_MAC, mac, target, ALL_NODES, flags)?;
+    } else {
+        let flags = flags | icmpv6::FLAG_SOLICITED;
+        write_advertisement(frame, sender, mac, target, source, flags)?;
+    }
     meta.verdict = Verdict::Send(meta.port);
     Ok(())
 }
@@ -116,6 +132,7 @@ fn write_advertisement(
     mac: MacAddr,
     target: Ipv6Addr,
     asker: Ipv6Addr,
+    flags: u32,
 ) -> Result<(), DropReason> {
     const IP: usize = ethernet::HEADER_LEN;
     const MESSAGE: usize = IP + ipv6::HEADER_LEN;
@@ -123,12 +140,8 @@ fn write_advertisement(
     let too_short = |_| DropReason::FrameTruncated;
     frame.set_len(LEN).map_err(too_short)?;
     let bytes = frame.bytes_mut();
-    let advertisement = NeighborMessage {
-        is_solicitation: false,
-        flags: icmpv6::FLAG_ROUTER | icmpv6::FLAG_SOLICITED | icmpv6::FLAG_OVERRIDE,
-        target,
-        link_layer_address: mac,
-    };
+    let advertisement =
+        NeighborMessage { is_solicitation: false, flags, target, link_layer_address: mac };
     let header = Ipv6Header {
         traffic_class: 0,
         flow_label: 0,
@@ -175,6 +188,7 @@ fn answer_with(
     meta: &Meta,
     cx: &Context<'_>,
     is_question: bool,
+    is_announced: bool,
     target: Target,
 ) -> Option<MacAddr> {
     if !is_question {
@@ -185,7 +199,12 @@ fn answer_with(
         return Some(node.gateway_mac);
     }
     let is_pod = matches!(target, Target::Endpoint(_));
-    (node.answers_on_uplink && is_pod).then_some(node.uplink_mac)
+    (is_announced || (node.answers_on_uplink && is_pod)).then_some(node.uplink_mac)
+}
+
+/// Is it an address that this node answers for, and the question from the underlay?
+fn is_announced(meta: &Meta, cx: &Context<'_>, address: IpAddr) -> bool {
+    meta.origin == Origin::Uplink && cx.tables.announced.contains(&address)
 }
 
 /// What is not answered: the host may want it when it came from the uplink.

@@ -229,6 +229,14 @@ fn check_action(action: &EgressAction) -> Result<(), (String, &'static str)> {
     Ok(())
 }
 
+/// Does `new` differ from `old` in what is done with flows that no rule names, and in nothing else?
+/// Another node may have taken over a gateway, which concerns nothing but that.
+pub(super) fn differs_in_action_only(old: &Node, new: &Node) -> bool {
+    let mut same = old.clone();
+    same.snat.action = new.snat.action.clone();
+    same == *new
+}
+
 /// Refuses a node whose settings for leaving the cluster cannot be.
 pub(super) fn check_settings(node: &Node) -> Result<(), ApiError> {
     let refuse = |what: String, field: &str, hint: &str| {

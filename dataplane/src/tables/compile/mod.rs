@@ -4,6 +4,7 @@
 //! entries that depend on it and nothing else. A list of changes is applied as a whole or not at
 //! all: what was done before a refusal is undone.
 
+mod announcement;
 mod egress;
 mod endpoint;
 mod names;
@@ -12,7 +13,7 @@ mod ranges;
 mod service;
 pub mod underlay;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -49,6 +50,8 @@ pub enum Effect {
     Services,
     /// Egress rules were added, changed or removed.
     Egress,
+    /// Addresses to answer for on the underlay were added or removed.
+    Announcements,
 }
 
 /// What is known of a local endpoint's attachment.
@@ -115,6 +118,9 @@ pub struct Compiler {
     unrouted: HashMap<IpAddr, String>,
     services: Services,
     egress: Rules,
+    announcements: BTreeSet<IpAddr>,
+    /// Are they in force?
+    is_leased: bool,
     tables: Snapshot,
 }
 
@@ -177,7 +183,10 @@ impl Compiler {
                 before.peer =
                     self.peers.get(name).map_or((None, None), |r| (r.adjacency, r.path_mtu));
             }
-            ObjectKey::Node | ObjectKey::Service(_) | ObjectKey::Egress(_) => {}
+            ObjectKey::Node
+            | ObjectKey::Service(_)
+            | ObjectKey::Egress(_)
+            | ObjectKey::Announcement(_) => {}
         }
         if let Some(object) = self.object(key) {
             before.change = Change::Set(object);
@@ -199,7 +208,10 @@ impl Compiler {
                 self.set_adjacency(&name, before.peer.0);
                 self.set_path_mtu(&name, before.peer.1);
             }
-            ObjectKey::Node | ObjectKey::Service(_) | ObjectKey::Egress(_) => {}
+            ObjectKey::Node
+            | ObjectKey::Service(_)
+            | ObjectKey::Egress(_)
+            | ObjectKey::Announcement(_) => {}
         }
     }
 
@@ -220,10 +232,14 @@ impl Compiler {
             Change::Set(Object::Endpoint(endpoint)) => self.check_endpoint(endpoint),
             Change::Set(Object::Service(service)) => self.check_service(service),
             Change::Set(Object::Egress(rule)) => self.check_egress(rule),
+            Change::Set(Object::Announcement(one)) => self.check_announcement(one.address),
             Change::Remove(ObjectKey::Node) => self.check_node_removal(),
             Change::Remove(ObjectKey::Peer(name)) => self.check_peer_removal(name),
             Change::Remove(
-                ObjectKey::Endpoint(_) | ObjectKey::Service(_) | ObjectKey::Egress(_),
+                ObjectKey::Endpoint(_)
+                | ObjectKey::Service(_)
+                | ObjectKey::Egress(_)
+                | ObjectKey::Announcement(_),
             ) => Ok(()),
         }
     }
@@ -235,11 +251,13 @@ impl Compiler {
             Change::Set(Object::Endpoint(endpoint)) => self.set_endpoint(endpoint),
             Change::Set(Object::Service(service)) => self.set_service(service),
             Change::Set(Object::Egress(rule)) => self.set_egress(rule),
+            Change::Set(Object::Announcement(one)) => self.set_announcement(one.address),
             Change::Remove(ObjectKey::Node) => self.remove_node(),
             Change::Remove(ObjectKey::Peer(name)) => self.remove_peer(&name),
             Change::Remove(ObjectKey::Endpoint(name)) => self.remove_endpoint(&name),
             Change::Remove(ObjectKey::Service(name)) => self.remove_service(&name),
             Change::Remove(ObjectKey::Egress(name)) => self.remove_egress(&name),
+            Change::Remove(ObjectKey::Announcement(address)) => self.remove_announcement(address),
         }
     }
 
@@ -254,6 +272,7 @@ impl Compiler {
             }
             ObjectKey::Service(name) => self.services.get(name).cloned().map(Object::Service),
             ObjectKey::Egress(name) => self.egress.get(name).cloned().map(Object::Egress),
+            ObjectKey::Announcement(address) => self.announcement(*address),
         }
     }
 
@@ -265,6 +284,7 @@ impl Compiler {
         let keys = keys.chain(self.endpoints.keys().cloned().map(ObjectKey::Endpoint));
         let keys = keys.chain(self.services.names().cloned().map(ObjectKey::Service));
         let keys = keys.chain(self.egress.names().cloned().map(ObjectKey::Egress));
+        let keys = keys.chain(self.announcements.iter().copied().map(ObjectKey::Announcement));
         keys.filter_map(|key| self.object(&key).map(|object| (key, object.digest()))).collect()
     }
 
@@ -281,6 +301,11 @@ impl Compiler {
     }
 
     fn set_node(&mut self, node: Node) -> Vec<Effect> {
+        if self.node.as_ref().is_some_and(|old| egress::differs_in_action_only(old, &node)) {
+            self.node = Some(node);
+            self.egress.mark_stale();
+            return vec![Effect::Egress];
+        }
         self.unroute_node();
         self.node = Some(node);
         self.route_node();
