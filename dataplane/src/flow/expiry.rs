@@ -23,11 +23,11 @@ const LOOK: u32 = 16;
 pub struct Evictions {
     /// Their time was over.
     pub expired: u64,
-    /// TCP connections without an answer.
+    /// TCP connections and SCTP associations without an answer.
     pub unanswered_tcp: u64,
     /// Others without an answer.
     pub unanswered: u64,
-    /// TCP connections, closed or reset.
+    /// TCP connections and SCTP associations, closed or reset.
     pub closed: u64,
 }
 
@@ -159,7 +159,7 @@ impl<A: Address> FlowTable<A> {
         };
         debug_assert!(
             matches!(kind, Spare::Expired | Spare::Unanswered)
-                || forward.key().transport() == Transport::Tcp
+                || matches!(forward.key().transport(), Transport::Tcp | Transport::Sctp)
         );
         Some((kind, last_seen, flow))
     }

@@ -16,6 +16,9 @@
 //! Nothing stores a state: each direction keeps the flags it has shown, and no packet writes what the
 //! other direction's packets read. There is no window tracking; who knows both ends' addresses and
 //! ports is believed. RFC 6146 section 3.5.2, RFC 7857 section 2.
+//!
+//! An SCTP association goes the same way: INIT is its SYN, SHUTDOWN its FIN, ABORT its RST (RFC 9260
+//! section 4).
 
 use super::Direction;
 use super::half::Half;
@@ -55,7 +58,7 @@ impl Seen {
 /// How far a flow is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FlowState {
-    /// TCP: SYN seen, no answer. `SYN_SENT`.
+    /// TCP, as the six below, and SCTP: SYN seen, no answer. `SYN_SENT`.
     Syn,
     /// TCP: SYN and SYN/ACK seen.
     Handshake,
@@ -69,9 +72,9 @@ pub enum FlowState {
     Closing,
     /// TCP: a RST was seen, and no data since. `RST_TRANS`.
     Reset,
-    /// Not TCP: no answer yet.
+    /// Neither: no answer yet.
     OneWay,
-    /// Not TCP: packets both ways.
+    /// Neither: packets both ways.
     TwoWay,
 }
 
@@ -95,7 +98,7 @@ impl FlowState {
     #[must_use]
     pub fn of<A: Address>(forward: &Half<A>, reverse: &Half<A>) -> Self {
         let (opener, peer) = (forward.seen(), reverse.seen());
-        if forward.key().transport() != Transport::Tcp {
+        if !matches!(forward.key().transport(), Transport::Tcp | Transport::Sctp) {
             return if peer.has(Seen::PACKET) { Self::TwoWay } else { Self::OneWay };
         }
         let adopted = opener.has(Seen::ADOPTED.0);
@@ -117,7 +120,7 @@ impl FlowState {
         }
     }
 
-    /// Does a TCP packet with these flags begin a new connection on a flow in this state? The caller
+    /// Does a packet with these flags begin a new connection on a flow in this state? The caller
     /// then forgets the old one: a SYN of the opener may go to another backend, so the flow is removed
     /// and set up again; after a SYN of the peer the roles and the addresses stay
     /// ([`super::table::FlowTable::restart`]).
@@ -301,8 +304,22 @@ mod tests {
     }
 
     #[test]
+    fn an_association_is_a_connection() {
+        let init = Connection::new(132).packet(SYN_OUT);
+        assert_eq!(init.state(), FlowState::Syn);
+        let shaken = init.packet(SYN_BACK);
+        assert_eq!(shaken.state(), FlowState::Handshake);
+        // COOKIE ECHO.
+        let open = shaken.packet(DATA_OUT).packet(DATA_BACK);
+        assert_eq!(open.state(), FlowState::Established);
+        let closed = open.packet(FIN_OUT).packet(FIN_BACK);
+        assert_eq!(closed.state(), FlowState::Closing);
+        assert!(closed.state().reopens(Forward, SYN));
+    }
+
+    #[test]
     fn others_are_answered_or_not() {
-        for protocol in [1, 17, 58, 132, 47] {
+        for protocol in [1, 17, 58, 47] {
             let flow = Connection::new(protocol).packet((Forward, 0));
             assert_eq!(flow.state(), FlowState::OneWay);
             assert_eq!(flow.packet((Reverse, 0)).state(), FlowState::TwoWay);

@@ -91,8 +91,8 @@ impl Timeouts {
             (Transport::Udp, FlowState::OneWay) => self.udp_one_way,
             (Transport::Udp, _) => self.udp,
             (Transport::Icmp, _) => self.icmp,
-            (Transport::Sctp, FlowState::OneWay) => self.sctp,
-            (Transport::Sctp, _) => self.sctp_established,
+            (Transport::Sctp, FlowState::Established) => self.sctp_established,
+            (Transport::Sctp, _) => self.sctp,
             (Transport::Other, _) => self.other,
         }
     }
@@ -172,8 +172,13 @@ mod tests {
             (1, 0, OneWay, 60),
             (1, 0, TwoWay, 60),
             (58, 0, TwoWay, 60),
-            (132, 5060, OneWay, 240),
-            (132, 5060, TwoWay, 7440),
+            (132, 5060, Syn, 240),
+            (132, 5060, Handshake, 240),
+            (132, 5060, Established, 7440),
+            (132, 5060, FinOpener, 240),
+            (132, 5060, FinPeer, 240),
+            (132, 5060, Closing, 240),
+            (132, 5060, Reset, 240),
             (47, 0, OneWay, 600),
             (47, 0, TwoWay, 600),
         ] {

@@ -140,7 +140,7 @@ drop_reasons! {
         "Give the node one, or a gateway.";
     EgressGatewayElsewhere "egress_gateway_elsewhere" "The addresses of the pod's NAT gateway are not at this node."
         "Name this node among the gateway's nodes.";
-    EgressProtocol "egress_protocol" "Neither TCP, UDP nor a ping: its source cannot be translated."
+    EgressProtocol "egress_protocol" "Neither TCP, UDP, SCTP nor a ping: its source cannot be translated."
         "Exempt the destination by nonMasqueradeCIDRs if it can answer pods.";
     SnatUnsolicited "snat_unsolicited" "To a port that pods' connections leave with, but no answer to any of them."
         "None: scans do this, and answers that come after their connection was forgotten.";

@@ -5,6 +5,8 @@ use crate::packet::flow_key::FlowKey;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Meta, Origin, Target};
 use crate::stages::Context;
+use crate::wire::sctp::{Sctp, chunk};
+use crate::wire::tcp::{ACK, FIN, RST, SYN};
 use crate::wire::{ethernet, peek, protocol};
 
 /// What flows have to do with a packet.
@@ -83,14 +85,34 @@ pub fn key_v6(frame: &Frame, meta: &Meta) -> FlowKey<u128> {
     }
 }
 
-/// The flags of a TCP packet; 0 for anything else.
+/// The flags of a TCP packet; of an SCTP packet those that say the same; 0 for anything else.
 #[inline(always)]
 #[must_use]
 pub fn tcp_flags(frame: &Frame, meta: &Meta) -> u8 {
     const FLAGS: usize = 13;
     if meta.protocol != protocol::TCP || meta.l4 == 0 {
-        return 0;
+        return if meta.protocol == protocol::SCTP { sctp_flags(frame, meta) } else { 0 };
     }
     let at = ethernet::HEADER_LEN + usize::from(meta.l4) + FLAGS;
     frame.bytes().get(at).copied().unwrap_or(0)
+}
+
+/// What an SCTP packet does to its association, in the flags with which TCP does it to a connection.
+/// The first chunk tells: those that begin or end one are not bundled with data (RFC 9260 section 6.10).
+#[cold]
+#[inline(never)]
+fn sctp_flags(frame: &Frame, meta: &Meta) -> u8 {
+    if meta.l4 == 0 {
+        return 0;
+    }
+    let at = ethernet::HEADER_LEN + usize::from(meta.l4);
+    let segment = frame.bytes().get(at..).unwrap_or_default();
+    let first = Sctp::parse(segment).ok().and_then(|packet| packet.first_chunk());
+    match first.map(|chunk| chunk.kind) {
+        Some(chunk::INIT) => SYN,
+        Some(chunk::INIT_ACK) => SYN | ACK,
+        Some(chunk::ABORT) => RST | ACK,
+        Some(chunk::SHUTDOWN | chunk::SHUTDOWN_ACK | chunk::SHUTDOWN_COMPLETE) => FIN | ACK,
+        _ => ACK,
+    }
 }

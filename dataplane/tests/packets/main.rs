@@ -17,6 +17,7 @@ mod icmp_error;
 mod listings;
 mod model;
 mod outside;
+mod sctp;
 mod service_tables;
 mod services;
 mod services_outside;

@@ -16,7 +16,7 @@ use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
 use crate::stages::keys::{Wish, tcp_flags};
-use crate::wire::tcp::{ACK, SYN};
+use crate::wire::tcp::{ACK, FIN, RST, SYN};
 use crate::wire::{ethernet, icmpv4, icmpv6, protocol};
 
 /// Source ports that are tried when a flow's answers could not be told from another's.
@@ -56,7 +56,7 @@ fn step<A: Family>(
     let table = A::table(cx.flows);
     let hash = table.hash(&key);
     if let Some(half) = table.find(hash, &key) {
-        match revise(half, &key, flags, cx) {
+        match revise::<A>(half, flags, cx) {
             Revised::GoesOn => {
                 follow::<A>(half, meta, flags, cx);
                 return Ok(());
@@ -93,17 +93,11 @@ enum Revised {
 }
 
 /// Looks at a flow by the tables of today, and at a connection that may have ended.
-fn revise<A: Family>(
-    half: HalfId,
-    key: &FlowKey<A>,
-    tcp_flags: u8,
-    cx: &mut Context<'_>,
-) -> Revised {
+fn revise<A: Family>(half: HalfId, tcp_flags: u8, cx: &mut Context<'_>) -> Revised {
     let generation = generation(cx);
     let now = Flows::tick(cx.now_ns);
     let table = A::table(cx.flows);
-    if key.protocol == protocol::TCP
-        && tcp_flags & SYN != 0
+    if tcp_flags & SYN != 0
         && table.state(half.flow()).is_some_and(|s| s.reopens(half.direction(), tcp_flags))
     {
         if half.direction() == Direction::Forward {
@@ -216,18 +210,15 @@ fn vip<A: Family>(key: &FlowKey<A>, meta: &Meta, cx: &Context<'_>) -> Option<u32
     }
 }
 
-/// Is the packet from the middle of a connection?
+/// Is the packet from the middle of a connection, or of an SCTP association?
 ///
 /// # Errors
 /// It is of none, or ends one that is not known.
 fn is_in_the_middle<A: Family>(key: &FlowKey<A>, tcp_flags: u8) -> Result<bool, DropReason> {
-    const FIN: u8 = 0x01;
-    const RST: u8 = 0x04;
-    if key.transport() != Transport::Tcp {
-        return Ok(false);
-    }
-    if !tcp_flags_valid(tcp_flags) {
-        return Err(DropReason::TcpBadFlags);
+    match key.transport() {
+        Transport::Tcp if !tcp_flags_valid(tcp_flags) => return Err(DropReason::TcpBadFlags),
+        Transport::Tcp | Transport::Sctp => {}
+        _ => return Ok(false),
     }
     if tcp_flags & (FIN | RST) != 0 || tcp_flags & (SYN | ACK) == SYN | ACK {
         return Err(DropReason::FlowUnknown);

@@ -35,7 +35,7 @@ pub(super) fn translate<A: Family>(
         EgressDecision::Gateway(number) => gateway(number, pod, cx)?,
     };
     let address = A::of(address).ok_or(DropReason::EgressNoAddress)?;
-    if !matches!(key.transport(), Transport::Tcp | Transport::Udp | Transport::Icmp) {
+    if key.transport() == Transport::Other {
         return Err(DropReason::EgressProtocol);
     }
     to.source = address;
@@ -53,7 +53,7 @@ pub(super) fn with_own_address<A: Family>(
     to: &mut FlowKey<A>,
     cx: &mut Context<'_>,
 ) -> Result<u16, DropReason> {
-    if !matches!(key.transport(), Transport::Tcp | Transport::Udp) {
+    if !matches!(key.transport(), Transport::Tcp | Transport::Udp | Transport::Sctp) {
         return Err(DropReason::EgressProtocol);
     }
     let own = A::own(cx.tables);

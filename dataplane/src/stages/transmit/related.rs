@@ -7,6 +7,7 @@ use crate::flow::half::Half;
 use crate::packet::flow_key::{Address, FlowKey};
 use crate::packet::meta::{Kind, Meta};
 use crate::wire::quote::{self, QUOTE, Quote};
+use crate::wire::sctp::{self, SctpMut};
 use crate::wire::{checksum, icmpv4, icmpv6, ipv4, ipv6, peek, protocol, tcp, udp};
 
 /// Translates the error in `ip`, whose direction is `half`. What it quotes was looked at when the
@@ -84,6 +85,7 @@ fn upper_layer<A: Address>(
     changes: &Changes<A>,
     difference: u16,
 ) -> Option<()> {
+    let length = quoted_length(message, quote.l4);
     let l4 = message.get_mut(quote.l4..)?;
     let at = match quote.protocol {
         protocol::TCP => tcp::CHECKSUM_OFFSET,
@@ -97,6 +99,12 @@ fn upper_layer<A: Address>(
         *field = apply(u16::from_be_bytes(*field), u64::from(difference)).to_be_bytes();
     }
     let (from, to) = (changes.wanted.source_port, changes.wanted.destination_port);
+    if quote.protocol == protocol::SCTP
+        && let Ok(mut header) = SctpMut::new(l4)
+    {
+        let old = (changes.quoted.source_port, changes.quoted.destination_port);
+        header.adjust_checksum(sctp::ports_difference(old, (from, to)), length);
+    }
     if at == icmpv4::CHECKSUM_OFFSET {
         *l4.get_mut(4..)?.first_chunk_mut::<2>()? = (from | to).to_be_bytes();
     } else {
@@ -104,4 +112,17 @@ fn upper_layer<A: Address>(
         *l4.first_chunk_mut::<4>()? = both.to_be_bytes();
     }
     Some(())
+}
+
+/// Bytes of the quoted packet's upper layer, header included, before it was cut to be quoted. `l4` is
+/// where that begins in the message.
+fn quoted_length(message: &[u8], l4: usize) -> u16 {
+    let total = match message.get(QUOTE..).and_then(<[u8]>::first_chunk::<6>) {
+        Some([first, _, high, low, ..]) if first >> 4 == 4 => u16::from_be_bytes([*high, *low]),
+        Some([.., high, low]) => {
+            u16::from_be_bytes([*high, *low]).saturating_add(ipv6::HEADER_LEN as u16)
+        }
+        None => 0,
+    };
+    total.saturating_sub((l4 - QUOTE) as u16)
 }

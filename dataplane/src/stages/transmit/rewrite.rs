@@ -4,8 +4,10 @@ use super::related;
 use crate::flow::HalfId;
 use crate::flow::flows::Flows;
 use crate::flow::half::Rewrite;
+use crate::packet::flow_key::Address;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
+use crate::wire::sctp::{self, Sctp, SctpMut};
 use crate::wire::{ethernet, icmpv4, ipv4, ipv6, protocol, tcp, udp};
 
 /// Ethernet and the part of an IP header that a hop changes: the whole of IPv4's, and of IPv6's
@@ -82,11 +84,7 @@ fn translate(frame: &mut Frame, meta: &mut Meta, flows: &Flows) {
 /// The ports, or the identifier of a ping; and the checksum, which covers them and, but for ICMP
 /// over IPv4, the addresses.
 #[inline(always)]
-fn upper_layer<A: crate::packet::flow_key::Address>(
-    ip: &mut [u8],
-    meta: &mut Meta,
-    rewrite: &Rewrite<A>,
-) {
+fn upper_layer<A: Address>(ip: &mut [u8], meta: &mut Meta, rewrite: &Rewrite<A>) {
     let to = &rewrite.leaving_as;
     (meta.source_port, meta.destination_port) = (to.source_port, to.destination_port);
     if meta.l4 == 0 {
@@ -98,6 +96,10 @@ fn upper_layer<A: crate::packet::flow_key::Address>(
         protocol::TCP => tcp::CHECKSUM_OFFSET,
         protocol::UDP => udp::CHECKSUM_OFFSET,
         protocol::ICMP | protocol::ICMPV6 => icmpv4::CHECKSUM_OFFSET,
+        protocol::SCTP => {
+            let length = meta.ip_len.saturating_sub(meta.l4);
+            return association(l4, length, (to.source_port, to.destination_port));
+        }
         _ => return,
     };
     if let Some(field) = l4.get_mut(checksum..).and_then(<[u8]>::first_chunk_mut::<2>) {
@@ -113,5 +115,21 @@ fn upper_layer<A: crate::packet::flow_key::Address>(
     } else if let Some(ports) = l4.first_chunk_mut::<4>() {
         let both = u32::from(to.source_port) << 16 | u32::from(to.destination_port);
         *ports = both.to_be_bytes();
+    }
+}
+
+/// The ports of an SCTP packet, and its CRC when they change: it covers them, but no address (RFC 9260
+/// section 6.8). It is linear: what the change does to it is added, so that a packet that was broken stays
+/// broken.
+#[cold]
+#[inline(never)]
+fn association(packet: &mut [u8], length: u16, new: (u16, u16)) {
+    let Ok(header) = Sctp::parse(packet) else { return };
+    let old = (header.source_port(), header.destination_port());
+    let Ok(mut header) = SctpMut::new(packet) else { return };
+    if old != new {
+        header.set_source_port(new.0);
+        header.set_destination_port(new.1);
+        header.adjust_checksum(sctp::ports_difference(old, new), length);
     }
 }
