@@ -7,6 +7,7 @@ use std::sync::Arc;
 use overlane_api::{Timeouts as TimeoutSettings, WorkerId};
 
 use super::TICK_NS;
+use super::affinity::AffinityTable;
 use super::past::Carried;
 use super::ports::PortAllocator;
 use super::table::{FlowTable4, FlowTable6, Removed};
@@ -33,6 +34,10 @@ pub struct Flows {
     pub ports_v4: PortAllocator<u32>,
     /// Source ports of IPv6 flows that leave the cluster.
     pub ports_v6: PortAllocator<u128>,
+    /// Backends that IPv4 clients stay with.
+    pub affinity_v4: AffinityTable<u32>,
+    /// Backends that IPv6 clients stay with.
+    pub affinity_v6: AffinityTable<u128>,
     /// State of [`Flows::random`].
     random: u64,
     expired_at: u32,
@@ -57,6 +62,8 @@ impl Flows {
             v6,
             ports_v4: PortAllocator::new(worker, [seed(), seed()])?,
             ports_v6: PortAllocator::new(worker, [seed(), seed()])?,
+            affinity_v4: AffinityTable::new(seed())?,
+            affinity_v6: AffinityTable::new(seed())?,
             random: seed() | 1,
             expired_at: 0,
         })

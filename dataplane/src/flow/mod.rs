@@ -26,8 +26,10 @@
 //! | [`timeouts`], [`expiry`] | when a flow is forgotten; who makes room in a full table |
 //! | [`ports`] | external ports of source NAT; which worker owns which is in `packet/blocks.rs` |
 //! | [`past`] | what flows that have gone had carried, by service |
+//! | [`affinity`] | the backends that clients are to stay with |
 //! | [`fragments`] | ports of fragmented datagrams |
 
+pub mod affinity;
 pub mod expiry;
 pub mod flows;
 pub mod fragments;

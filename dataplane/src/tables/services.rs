@@ -101,6 +101,7 @@ impl<K> Backend<K> {
     const CLUSTER_SCOPE: u8 = 2;
     const LOCAL_SCOPE: u8 = 4;
     const SERVING: u8 = 8;
+    const DRAINING: u8 = 16;
 
     /// Is it on this node?
     #[inline]
@@ -121,6 +122,14 @@ impl<K> Backend<K> {
     #[must_use]
     pub fn takes(&self, scope: Scope) -> bool {
         self.flags & Self::scope_flag(scope) != 0
+    }
+
+    /// May a client whose last flow went there have its next one there, of `scope`? Not when it is
+    /// drained.
+    #[inline]
+    #[must_use]
+    pub fn keeps_clients(&self, scope: Scope) -> bool {
+        self.takes(scope) && self.flags & Self::DRAINING == 0
     }
 
     const fn scope_flag(scope: Scope) -> u8 {
@@ -212,6 +221,7 @@ impl<K: BackendAddress> Backends<K> {
                     (backend.use_cluster, Backend::<K>::CLUSTER_SCOPE),
                     (backend.use_local, Backend::<K>::LOCAL_SCOPE),
                     (backend.serving, Backend::<K>::SERVING),
+                    (backend.weight == 0, Backend::<K>::DRAINING),
                 ] {
                     flags |= if is { flag } else { 0 };
                 }

@@ -3,6 +3,7 @@
 //! builds what goes in and what is expected.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
+mod affinity;
 mod arp_nd;
 mod bed;
 mod build;

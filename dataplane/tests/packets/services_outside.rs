@@ -15,7 +15,7 @@ use super::icmp_error::{error, names, told};
 use super::services::{service, vip};
 
 const SYN: u8 = 2;
-const NODE_PORT: u16 = 30_080;
+pub const NODE_PORT: u16 = 30_080;
 
 fn load_balancer(family: usize) -> IpAddr {
     ["198.51.100.80", "2001:db8:100::80"][family].parse().unwrap()
@@ -23,7 +23,13 @@ fn load_balancer(family: usize) -> IpAddr {
 
 /// A service with a NodePort and a load balancer's address besides.
 fn exposed(external: Scope, backends: &[(u8, u8)]) -> Service {
-    let mut service = service(0, Protocol::Tcp, backends);
+    let mut service = exposed_as(service(0, Protocol::Tcp, backends));
+    service.external = external;
+    service
+}
+
+/// The service with a NodePort and a load balancer's address besides.
+pub fn exposed_as(mut service: Service) -> Service {
     for family in 0..2 {
         let node_port =
             Frontend { address: node_ip(0, family), port: NODE_PORT, kind: FrontendKind::NodePort };
@@ -32,7 +38,6 @@ fn exposed(external: Scope, backends: &[(u8, u8)]) -> Service {
         service.frontends.extend([node_port, lb]);
     }
     service.frontends.sort();
-    service.external = external;
     service
 }
 

@@ -1,5 +1,6 @@
 //! What the two families of addresses call the same things.
 
+use crate::flow::affinity::AffinityTable;
 use crate::flow::flows::Flows;
 use crate::flow::ports::PortAllocator;
 use crate::flow::table::FlowTable;
@@ -18,6 +19,8 @@ pub(super) trait Family: Address + BackendAddress {
     fn table(flows: &mut Flows) -> &mut FlowTable<Self>;
     /// The worker's flows of this family, and their source ports outside.
     fn parts(flows: &mut Flows) -> (&mut FlowTable<Self>, &mut PortAllocator<Self>);
+    /// The backends that this worker's clients stay with.
+    fn affinity(flows: &mut Flows) -> &mut AffinityTable<Self>;
     /// What has the address.
     fn route(self, tables: &Snapshot) -> Route;
     /// The VIP number of the address; none: it is no service's.
@@ -41,6 +44,9 @@ impl Family for u32 {
     }
     fn parts(flows: &mut Flows) -> (&mut FlowTable<Self>, &mut PortAllocator<Self>) {
         (&mut flows.v4, &mut flows.ports_v4)
+    }
+    fn affinity(flows: &mut Flows) -> &mut AffinityTable<Self> {
+        &mut flows.affinity_v4
     }
     fn route(self, tables: &Snapshot) -> Route {
         tables.routes.v4.get(self)
@@ -71,6 +77,9 @@ impl Family for u128 {
     }
     fn parts(flows: &mut Flows) -> (&mut FlowTable<Self>, &mut PortAllocator<Self>) {
         (&mut flows.v6, &mut flows.ports_v6)
+    }
+    fn affinity(flows: &mut Flows) -> &mut AffinityTable<Self> {
+        &mut flows.affinity_v6
     }
     fn route(self, tables: &Snapshot) -> Route {
         tables.routes.v6.get(self)

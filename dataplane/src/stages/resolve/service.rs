@@ -3,10 +3,11 @@
 use overlane_api::{Algorithm, FrontendKind, Scope};
 
 use super::family::Family;
+use crate::flow::flows::Flows;
 use crate::packet::drop::DropReason;
 use crate::packet::flow_key::{FlowHash, FlowKey, Transport};
 use crate::stages::Context;
-use crate::tables::services::UNASSIGNED;
+use crate::tables::services::{Backend, ServiceEntry, UNASSIGNED};
 
 /// Seed of the hash that chooses backends: the same on every node and worker, so that they choose
 /// alike.
@@ -52,26 +53,48 @@ pub(super) fn choose<A: Family>(
     if !service.admits(frontend.kind, key.source.to_ip()) {
         return Err(DropReason::ServiceSourceRange);
     }
+    let scope = service.scope(frontend.kind, inside);
+    let kept = kept(key, frontend.service, service, (scope, inside), cx.flows, cx.now_ns);
     let hash = match service.algorithm {
+        // A client from outside that is to stay with its backend is hashed without its port.
+        _ if service.affinity_seconds != 0 && !inside => hash(&FlowKey { source_port: 0, ..*key }),
         Algorithm::Random => cx.flows.random(),
-        // A client that is to stay with its backend is hashed without its port.
-        Algorithm::Maglev if service.affinity_seconds != 0 => {
-            hash(&FlowKey { source_port: 0, ..*key })
-        }
         Algorithm::Maglev => hash(key),
     };
     let backends = A::backends(service);
-    let scope = service.scope(frontend.kind, inside);
-    let backend = backends.choose(scope, hash).ok_or_else(|| {
+    let backend = kept.or_else(|| backends.choose(scope, hash)).ok_or_else(|| {
         if backends.has_any() {
             DropReason::ServiceNoLocalBackend
         } else {
             DropReason::ServiceNoBackend
         }
     })?;
+    if service.affinity_seconds != 0 && inside {
+        let (to, now) = ((backend.address, backend.port), Flows::tick(cx.now_ns));
+        A::affinity(cx.flows).note(key.source, frontend.service, to, now);
+    }
     let keeps_client = inside || scope == Scope::Local;
     let (address, port) = (backend.address, backend.port);
     Ok(Chosen { service: frontend.service, address, port, keeps_client })
+}
+
+/// The backend of a client's last flow to the service, if it is to have the next one as well: only
+/// for clients of this node, `inside`.
+fn kept<A: Family>(
+    key: &FlowKey<A>,
+    index: u32,
+    service: &ServiceEntry,
+    (scope, inside): (Scope, bool),
+    flows: &mut Flows,
+    now_ns: u64,
+) -> Option<Backend<A>> {
+    let seconds = service.affinity_seconds;
+    if seconds == 0 || !inside {
+        return None;
+    }
+    let last = A::affinity(flows).find(key.source, index, seconds, Flows::tick(now_ns));
+    let (address, port) = last?;
+    A::backends(service).find(address, port).filter(|backend| backend.keeps_clients(scope))
 }
 
 fn hash<A: Family>(key: &FlowKey<A>) -> u32 {
