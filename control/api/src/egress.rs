@@ -128,7 +128,8 @@ pub struct SnatSettings {
     pub fin_cooldown: u32,
     /// The same after a RST, seconds.
     pub rst_cooldown: u32,
-    /// Most ports that one pod holds at a time (RFC 6888 REQ-4); absent: no limit.
+    /// Most flows of each family with an external port that one pod has at a time (RFC 6888 REQ-4);
+    /// absent: no limit.
     pub max_ports_per_pod: Option<u32>,
 }
 

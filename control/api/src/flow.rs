@@ -146,6 +146,19 @@ pub struct NatUsage {
     pub external: IpAddr,
     /// Its ports that Overlane uses.
     pub ports: PortRange,
+    /// Flows that have one of its ports.
+    #[serde(default)]
+    pub bindings: u64,
+    /// Ports that are left towards the busiest remote; more towards all others.
+    #[serde(default)]
+    pub free: u32,
+    /// What [`NatUsage::bindings`] grew by per second over the last minute; absent: not known yet.
+    #[serde(default)]
+    pub growth_per_s: Option<f64>,
+    /// When it goes on like that, no port is left towards the busiest remote in so many seconds;
+    /// absent: it does not grow, or that is not known yet.
+    #[serde(default)]
+    pub exhausted_in_s: Option<u64>,
     /// Per worker.
     pub workers: Vec<NatWorkerUsage>,
     /// Remotes with the most bindings, most first; each remote can have every port once.

@@ -70,7 +70,8 @@ fn bindings(report: &NatReport) -> String {
 fn usage_screen(usage: &[NatUsage]) -> String {
     let mut screen = String::new();
     for address in usage {
-        let _ = writeln!(screen, "{}, ports {}", address.external, address.ports);
+        let _ =
+            writeln!(screen, "{}, ports {}: {}", address.external, address.ports, fill(address));
         let mut rows = table(&[
             "worker",
             "ports owned",
@@ -124,6 +125,30 @@ fn usage_screen(usage: &[NatUsage]) -> String {
         screen.push_str("No address is used for source NAT.\n");
     }
     screen
+}
+
+/// How full an address is, and when it will be.
+fn fill(usage: &NatUsage) -> String {
+    let mut said =
+        format!("{} bindings, {} free for the busiest remote", usage.bindings, usage.free);
+    match (usage.exhausted_in_s, usage.growth_per_s) {
+        (Some(0), _) => said.push_str(", which gets no more"),
+        (Some(seconds), Some(growth)) => {
+            let _ = write!(said, ", growing by {growth:.1}/s: exhausted in {}", duration(seconds));
+        }
+        (_, Some(growth)) if growth < 0.0 => said.push_str(", and fewer are used"),
+        (_, Some(_)) => said.push_str(", and it does not grow"),
+        (_, None) => {}
+    }
+    said
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
 }
 
 /// Whole percents.

@@ -293,6 +293,10 @@ fn nat_usage() -> NatUsage {
     NatUsage {
         external: "10.0.1.4".parse().unwrap(),
         ports: PortRange::SNAT_DEFAULT,
+        bindings: 1200,
+        free: 18_860,
+        growth_per_s: Some(4.0),
+        exhausted_in_s: Some(6286),
         workers: vec![NatWorkerUsage {
             worker: WorkerId(0),
             owned: 9880,

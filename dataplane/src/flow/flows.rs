@@ -10,7 +10,7 @@ use super::TICK_NS;
 use super::affinity::AffinityTable;
 use super::past::Carried;
 use super::ports::PortAllocator;
-use super::table::{FlowTable4, FlowTable6, Removed};
+use super::table::{FlowTable, FlowTable4, FlowTable6, Removed};
 use super::timeouts::Timeouts;
 use crate::packet::blocks::BlockTable;
 use crate::packet::flow_key::Address;
@@ -156,6 +156,13 @@ impl Flows {
         self.ports_v6.set_cooldowns(fin_cooldown, rst_cooldown);
     }
 
+    /// Most flows with an external port that a pod may have at a time; none: no limit.
+    pub fn set_pod_limit(&mut self, limit: Option<u32>) {
+        let Self { v4, v6, ports_v4, ports_v6, .. } = self;
+        ports_v4.set_pod_limit(limit, holders(v4));
+        ports_v6.set_pod_limit(limit, holders(v6));
+    }
+
     /// Flows leave with an address from now on.
     pub fn add_address(&mut self, address: IpAddr, ports: &Arc<BlockTable>) {
         match address {
@@ -200,6 +207,12 @@ impl Flows {
         ports_v4.maintain(now);
         ports_v6.maintain(now);
     }
+}
+
+/// The pods of the flows that have an external port.
+fn holders<A: Address>(table: &FlowTable<A>) -> impl Iterator<Item = A> + '_ {
+    let with_port = table.iter().filter(|(_, forward, _)| forward.marks() & HAS_PORT != 0);
+    with_port.map(|(_, forward, _)| forward.key().source)
 }
 
 /// 64 random bits of the system's.

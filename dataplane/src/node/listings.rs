@@ -10,6 +10,7 @@ use overlane_api::protocol::{ApiError, ErrorCode, Op, Reply};
 use overlane_api::status::{BackendStatus, ServiceStatus, Traffic};
 use overlane_api::{Change, ObjectKey, Service, WorkerId};
 
+pub use super::nat_trend::Trend;
 use super::nat_usage::Usage;
 use super::process::Process;
 use crate::flow::past::Carried;
@@ -30,6 +31,8 @@ pub struct Listings<'a> {
     pub compiler: &'a Compiler,
     /// How many workers there are.
     pub workers: usize,
+    /// How fast the external addresses fill.
+    pub trend: &'a Trend,
     /// Hands an errand to a worker.
     pub send: &'a dyn Fn(WorkerId, Box<Errand>),
 }
@@ -172,7 +175,7 @@ impl Listings<'_> {
         let order = (Order::List(u64::MAX), meant);
         let done = self.ask(None, order, extras, &mut |worker, flow| usage.add(worker, flow))?;
         let pod = |address| names.local_endpoint(address);
-        let of = |external| usage.of(external, &done, &pod);
+        let of = |external| usage.of(external, &done, self.trend, &pod);
         Ok(Reply::NatUsage(external.iter().map(of).collect()))
     }
 
@@ -206,7 +209,8 @@ impl Process {
     pub(super) fn listings(&self, op: &Op) -> Result<Reply, ApiError> {
         let send = |worker, errand| self.workers.send_errand(worker, errand);
         let workers = self.workers.len();
-        let listings = Listings { compiler: &self.compiler, workers, send: &send };
+        let listings =
+            Listings { compiler: &self.compiler, workers, trend: &self.trend, send: &send };
         let other = || ApiError::new(ErrorCode::Unsupported, "this is no listing of flows");
         listings.answer(op).unwrap_or_else(|| Err(other()))
     }

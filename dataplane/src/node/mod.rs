@@ -19,6 +19,7 @@ pub mod host_port;
 mod host_sockets;
 pub mod links;
 pub mod listings;
+mod nat_trend;
 mod nat_usage;
 pub mod neighbors;
 pub mod netlink;

@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use overlane_api::WorkerId;
 use overlane_api::flow::{NatPodUsage, NatRemoteUsage, NatUsage, NatWorkerUsage};
 
+use super::nat_trend::{Trend, forecast};
 use crate::flow::ports::PoolStatus;
+use crate::packet::blocks::FIRST_PORT;
 use crate::tables::external::ExternalAddress;
 use crate::wire::protocol;
 use crate::worker::errands::{FlowRecord, Summary};
@@ -50,6 +52,7 @@ impl Usage {
         &self,
         external: &ExternalAddress,
         workers: &[(WorkerId, Summary)],
+        trend: &Trend,
         pod_name: &dyn Fn(IpAddr) -> Option<String>,
     ) -> NatUsage {
         let none = Counts::default();
@@ -61,9 +64,17 @@ impl Usage {
         };
         let busiest = top(&counts.remotes).into_iter();
         let pods = top(&counts.pods).into_iter();
+        let bindings = counts.remotes.values().sum();
+        let most = counts.remotes.values().max().copied().unwrap_or(0);
+        let free = usable(external).saturating_sub(u32::try_from(most).unwrap_or(u32::MAX));
+        let growth = trend.growth(external.address);
         NatUsage {
             external: external.address,
             ports: external.ports.range(),
+            bindings,
+            free,
+            growth_per_s: growth,
+            exhausted_in_s: growth.and_then(|growth| forecast(free, most, bindings, growth)),
             workers: workers.iter().map(worker).collect(),
             busiest: busiest
                 .map(|((remote, remote_port, protocol), bindings)| NatRemoteUsage {
@@ -82,6 +93,12 @@ impl Usage {
                 .collect(),
         }
     }
+}
+
+/// Ports of an address that can be given.
+fn usable(external: &ExternalAddress) -> u32 {
+    let range = external.ports.range();
+    (u32::from(range.last()) + 1).saturating_sub(range.first().max(FIRST_PORT).into())
 }
 
 /// Those with the most, most first; of equal ones the lowest first.
@@ -106,7 +123,7 @@ fn worker_usage(worker: WorkerId, status: &PoolStatus, ports: &PortsInUse) -> Na
         in_use,
         bindings: status.bindings,
         exhausted: status.exhausted,
-        pod_limited: 0,
+        pod_limited: status.pod_limited,
         tries: status.tries.iter().take(tries).copied().collect(),
     }
 }

@@ -14,6 +14,7 @@ use super::announce::Announcer;
 use super::attach::EndpointAttachment;
 use super::host_sockets::HostSockets;
 use super::links::{Link, LinkEvent, LinkWatch};
+use super::listings::Trend;
 use super::neighbors::NeighborTable;
 use super::next_hops::NextHops;
 use super::plan::{self, PortNumbers};
@@ -108,6 +109,7 @@ pub struct Process {
     pub(super) links: LinkWatch,
     pub(super) host_sockets: HostSockets,
     pub(super) announcer: Announcer,
+    pub(super) trend: Trend,
     pub(super) warnings: BTreeMap<&'static str, String>,
     pub(super) started: Instant,
     pub(super) instance: u64,
@@ -172,6 +174,7 @@ impl Process {
             links: LinkWatch::open()?,
             host_sockets: HostSockets::default(),
             announcer: Announcer::default(),
+            trend: Trend::default(),
             warnings: BTreeMap::new(),
             started: Instant::now(),
             instance: now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)),
@@ -238,6 +241,9 @@ impl Process {
             self.publish();
         }
         self.process_announcements(now);
+        if self.trend.is_due(now) {
+            self.trend.sample(self.compiler.snapshot().external.addresses(), now);
+        }
         while let Some(call) = self.calls.next() {
             self.answer(call);
         }

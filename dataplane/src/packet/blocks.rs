@@ -65,6 +65,8 @@ pub struct BlockTable {
     range: PortRange,
     owners: Box<[AtomicU8]>,
     free: AtomicU32,
+    /// Of each worker: flows that have one of its ports. Each is written by its worker only.
+    bindings: Box<[AtomicU32]>,
 }
 
 impl BlockTable {
@@ -80,7 +82,8 @@ impl BlockTable {
                 AtomicU8::new(if usable { FREE } else { OUTSIDE })
             })
             .collect();
-        Self { range, owners, free: AtomicU32::new(free) }
+        let bindings = (0..=u8::MAX).map(|_| AtomicU32::new(0)).collect();
+        Self { range, owners, free: AtomicU32::new(free), bindings }
     }
 
     /// The ports that may be owned.
@@ -105,6 +108,19 @@ impl BlockTable {
     #[must_use]
     pub fn free(&self) -> u32 {
         self.free.load(Ordering::Relaxed)
+    }
+
+    /// A worker says how many flows have one of its ports.
+    pub fn note_bindings(&self, worker: WorkerId, bindings: u64) {
+        if let Some(place) = self.bindings.get(worker.index()) {
+            place.store(u32::try_from(bindings).unwrap_or(u32::MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// Flows that have one of the address's ports, as all workers said last.
+    #[must_use]
+    pub fn bindings(&self) -> u64 {
+        self.bindings.iter().map(|worker| u64::from(worker.load(Ordering::Relaxed))).sum()
     }
 
     /// The blocks that a worker owns.

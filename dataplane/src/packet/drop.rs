@@ -146,6 +146,8 @@ drop_reasons! {
         "None: scans do this, and answers that come after their connection was forgotten.";
     SnatPortsExhausted "snat_ports_exhausted" "Every source port towards that destination is in use."
         "Look at overlane nat usage; add addresses to the gateway.";
+    SnatPodLimit "snat_pod_limit" "The pod has as many connections out of the cluster as one pod may have."
+        "Look at overlane nat usage for its name, or raise snat.maxPortsPerPod.";
     EndpointNotReady "endpoint_not_ready" "The destination pod's interface is not attached yet."
         "Look at overlane endpoint list.";
     TtlExpired "ttl_expired" "TTL or hop limit ran out here."

@@ -27,6 +27,8 @@ pub struct External {
     pub fin_cooldown: u32,
     /// The same after a RST, seconds.
     pub rst_cooldown: u32,
+    /// Most flows with a port of these addresses that a pod may have at a time.
+    pub max_ports_per_pod: Option<u32>,
 }
 
 impl Default for External {
@@ -44,6 +46,7 @@ impl External {
             timeouts: settings.timeouts,
             fin_cooldown: settings.fin_cooldown,
             rst_cooldown: settings.rst_cooldown,
+            max_ports_per_pod: settings.max_ports_per_pod,
         }
     }
 
@@ -74,6 +77,7 @@ impl External {
             timeouts: settings.timeouts,
             fin_cooldown: settings.fin_cooldown,
             rst_cooldown: settings.rst_cooldown,
+            max_ports_per_pod: settings.max_ports_per_pod,
         }
     }
 

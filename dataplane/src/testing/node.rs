@@ -11,7 +11,7 @@ use overlane_api::{Attachment, Change, MacAddr, Object, WorkerId};
 use crate::flow::flows::Flows;
 use crate::io::Port;
 use crate::io::memory::{MemoryPort, MemoryUmem, MemoryWire};
-use crate::node::listings::Listings;
+use crate::node::listings::{Listings, Trend};
 use crate::packet::drop::DropReason;
 use crate::packet::meta::Origin;
 use crate::packet::pool::{Depot, UmemId};
@@ -155,7 +155,8 @@ impl<P: Port> Bench<P> {
                 let send = |worker: WorkerId, errand| {
                     let _ = commands[worker.index()].send(Command::Errand(errand));
                 };
-                Listings { compiler, workers: commands.len(), send: &send }.answer(op)
+                let (workers, trend) = (commands.len(), &Trend::default());
+                Listings { compiler, workers, trend, send: &send }.answer(op)
             });
             while !asking.is_finished() {
                 for worker in &mut *workers {

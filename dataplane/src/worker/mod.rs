@@ -232,6 +232,7 @@ impl<P: Port> Worker<P> {
         // A lane to each worker, and the place of its own.
         flows.set_workers(u32::try_from(self.parts.lanes.outgoing.len()).unwrap_or(1));
         flows.set_timeouts(&new.timeouts, new.fin_cooldown, new.rst_cooldown);
+        flows.set_pod_limit(new.max_ports_per_pod);
         for old in self.external.iter().flat_map(|known| known.addresses()) {
             if !new.addresses().any(|address| address.address == old.address) {
                 flows.retire_address(old.address);

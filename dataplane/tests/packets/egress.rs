@@ -28,7 +28,7 @@ pub fn outside(family: usize) -> IpAddr {
 }
 
 /// A node with a default route, changed by `change`.
-fn bed(mode: Mode, workers: u8, queues: u8, change: impl FnOnce(&mut Node)) -> Bed {
+pub fn bed(mode: Mode, workers: u8, queues: u8, change: impl FnOnce(&mut Node)) -> Bed {
     let mut changes = objects::cluster(mode, Underlay::Ipv4, workers);
     if let Change::Set(Object::Node(node)) = &mut changes[0] {
         node.snat.non_masquerade =

@@ -395,6 +395,7 @@ fn source_nat_is_counted_by_address_worker_and_remote() {
     let usage = usage(&mut bed);
     assert_eq!(usage.len(), 2);
     let v4 = usage.iter().find(|usage| usage.external == node_ip(0, 0)).unwrap();
+    assert_eq!((v4.bindings, v4.free), (302, 19_760 - 301));
     let bindings: Vec<u64> = v4.workers.iter().map(|worker| worker.bindings).collect();
     assert_eq!(bindings, [300, 2]);
     assert_eq!(v4.workers[0].in_use, BTreeMap::from([("udp".to_owned(), 300)]));

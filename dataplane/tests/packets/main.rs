@@ -19,6 +19,7 @@ mod listings;
 mod model;
 mod outside;
 mod sctp;
+mod pod_limit;
 mod service_tables;
 mod services;
 mod services_outside;

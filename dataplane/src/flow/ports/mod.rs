@@ -15,6 +15,7 @@
 
 mod cooldown;
 mod pressure;
+mod quota;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use thiserror::Error;
 pub use cooldown::Ending;
 use cooldown::{Cooldown, Cooling};
 use pressure::{Bitmap, Place, Pressure, bit, next_port};
+use quota::Quota;
 
 use super::random::Random;
 use super::table::Removed;
@@ -128,6 +130,8 @@ pub struct PoolStatus {
     pub bindings: u64,
     /// Flows that got none.
     pub exhausted: u64,
+    /// Flows whose pod had its most.
+    pub pod_limited: u64,
     /// How many tries a flow took: entry `n` counts those of 2^(n-1)+1 to 2^n tries.
     pub tries: [u64; 12],
 }
@@ -211,6 +215,7 @@ pub struct PortAllocator<A: Address> {
     pools: Vec<Pool<A>>,
     pressure: Pressure<A>,
     cooldown: Cooldown<A>,
+    quota: Quota<A>,
     random: Random,
     fin_cooldown: u32,
     rst_cooldown: u32,
@@ -232,6 +237,7 @@ impl<A: Address> PortAllocator<A> {
             pools: Vec::new(),
             pressure: Pressure::new()?,
             cooldown: Cooldown::new(random.number()),
+            quota: Quota::new(),
             random,
             fin_cooldown: ticks(settings.fin_cooldown),
             rst_cooldown: ticks(settings.rst_cooldown),
@@ -257,6 +263,7 @@ impl<A: Address> PortAllocator<A> {
         let pools = u16::try_from(self.pools.len()).unwrap_or(u16::MAX);
         for (number, pool) in (0..pools).map(PoolId).enumerate() {
             let Some(of) = self.pools.get(number) else { return };
+            of.table.note_bindings(self.worker, of.status.bindings);
             let share = if of.retired { 0 } else { of.share(self.workers) };
             let owned = u32::try_from(of.blocks.len()).unwrap_or(u32::MAX);
             if owned < share {
@@ -272,6 +279,34 @@ impl<A: Address> PortAllocator<A> {
     pub fn set_cooldowns(&mut self, fin_s: u32, rst_s: u32) {
         self.fin_cooldown = ticks(fin_s);
         self.rst_cooldown = ticks(rst_s);
+    }
+
+    /// Most flows with a port that one pod may have at a time; none: no limit. `holders` are the pods of
+    /// all flows that have one.
+    pub fn set_pod_limit(&mut self, limit: Option<u32>, holders: impl Iterator<Item = A>) {
+        self.quota.set(limit, holders);
+    }
+
+    /// May `pod` have a port for another flow? If not, it is counted.
+    #[inline]
+    pub fn may_take(&mut self, pool: PoolId, pod: A) -> bool {
+        let is_reached = self.quota.is_reached(pod);
+        if is_reached && let Some(pool) = self.pools.get_mut(usize::from(pool.0)) {
+            pool.status.pod_limited += 1;
+        }
+        !is_reached
+    }
+
+    /// `pod` got one, until [`PortAllocator::forget`] or [`PortAllocator::not_installed`].
+    #[inline]
+    pub fn note_pod(&mut self, pod: A) {
+        self.quota.take(pod);
+    }
+
+    /// Takes back what a flow of `pod` got that was not installed; its answers would have had this key.
+    pub fn not_installed(&mut self, pod: A, answer: &FlowKey<A>, now: u32) {
+        self.quota.give(pod);
+        self.release(answer, Ending::Quiet, now, now);
     }
 
     /// Takes an address into use. The number of one that was in use before is the same again, as long
@@ -412,6 +447,7 @@ impl<A: Address> PortAllocator<A> {
 
     /// Takes the port of a flow that has gone back. Only for flows that got one here, and once.
     pub fn forget(&mut self, removed: &Removed<A>, now: u32) {
+        self.quota.give(removed.forward.key().source);
         let ending = Ending::of_state(removed.state);
         self.release(&removed.reverse.key(), ending, removed.last_seen(), now);
     }

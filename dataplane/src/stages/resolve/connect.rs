@@ -244,7 +244,7 @@ fn insert<A: Family>(
             Err(error) => error,
         };
         if has_port {
-            egress::not_installed(&opening.leaving_as.reversed(), cx);
+            egress::not_installed(opening.key.source, &opening.leaving_as.reversed(), cx);
         }
         match error {
             InsertError::Exists(half) => return Ok(half),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::family::Family;
 use crate::flow::flows::{Flows, HAS_PORT, take_back};
-use crate::flow::ports::{Ending, Remote};
+use crate::flow::ports::Remote;
 use crate::flow::table::Removed;
 use crate::packet::drop::DropReason;
 use crate::packet::flow_key::{FlowKey, Transport};
@@ -38,8 +38,14 @@ pub(super) fn translate<A: Family>(
     if key.transport() == Transport::Other {
         return Err(DropReason::EgressProtocol);
     }
+    let ports = A::parts(cx.flows).1;
+    let pool = ports.pool(address).ok_or(DropReason::EgressNoAddress)?;
+    if !ports.may_take(pool, key.source) {
+        return Err(DropReason::SnatPodLimit);
+    }
     to.source = address;
     to.source_port = allocate(key, to, cx)?;
+    A::parts(cx.flows).1.note_pod(key.source);
     Ok(HAS_PORT)
 }
 
@@ -101,8 +107,8 @@ pub(super) fn released<A: Family>(flow: &Removed<A>, cx: &mut Context<'_>) {
     take_back(flow, A::parts(cx.flows).1, now);
 }
 
-/// A flow that got a port was not installed.
-pub(super) fn not_installed<A: Family>(answer: &FlowKey<A>, cx: &mut Context<'_>) {
+/// A flow of `pod` that got a port was not installed.
+pub(super) fn not_installed<A: Family>(pod: A, answer: &FlowKey<A>, cx: &mut Context<'_>) {
     let now = Flows::tick(cx.now_ns);
-    A::parts(cx.flows).1.release(answer, Ending::Quiet, now, now);
+    A::parts(cx.flows).1.not_installed(pod, answer, now);
 }

@@ -129,10 +129,12 @@ fn error_of(reason: DropReason, meta: &Meta, cx: &Context<'_>) -> Option<Error> 
             (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_NET_UNREACHABLE),
             (icmpv6::DESTINATION_UNREACHABLE, icmpv6::CODE_NO_ROUTE),
         )),
-        DropReason::EgressDenied | DropReason::SnatPortsExhausted => Some(Error::plain(
-            (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_ADMIN_PROHIBITED),
-            (icmpv6::DESTINATION_UNREACHABLE, icmpv6::CODE_ADMIN_PROHIBITED),
-        )),
+        DropReason::EgressDenied | DropReason::SnatPortsExhausted | DropReason::SnatPodLimit => {
+            Some(Error::plain(
+                (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_ADMIN_PROHIBITED),
+                (icmpv6::DESTINATION_UNREACHABLE, icmpv6::CODE_ADMIN_PROHIBITED),
+            ))
+        }
         DropReason::ServiceUnknownPort | DropReason::ServiceNoBackend => {
             let refused = Error::plain(
                 (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PORT_UNREACHABLE),
