@@ -83,6 +83,9 @@ pub struct FlowStatus {
     pub forward: Traffic,
     /// To the opener.
     pub reverse: Traffic,
+    /// Since its first packet, seconds.
+    #[serde(default)]
+    pub age_s: u32,
     /// Since its last packet, seconds.
     pub idle_s: u32,
     /// Until it is forgotten when nothing more comes, seconds.

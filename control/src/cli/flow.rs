@@ -157,6 +157,7 @@ fn screen(report: &FlowReport) -> String {
         "worker",
         "packets",
         "bytes",
+        "age",
         "idle",
         "expires in",
     ]);
@@ -177,6 +178,7 @@ fn screen(report: &FlowReport) -> String {
             flow.worker.to_string(),
             traffic(|traffic| traffic.packets.to_string()),
             traffic(|traffic| bytes(traffic.bytes)),
+            format!("{} s", flow.age_s),
             format!("{} s", flow.idle_s),
             format!("{} s", flow.expires_s),
         ]);

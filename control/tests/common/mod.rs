@@ -268,6 +268,7 @@ fn flow() -> FlowStatus {
         endpoint: Some("default/client".into()),
         forward: Traffic { packets: 10, bytes: 2048 },
         reverse: Traffic { packets: 9, bytes: 900 },
+        age_s: 77,
         idle_s: 2,
         expires_s: 7438,
     }

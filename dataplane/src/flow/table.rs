@@ -24,7 +24,7 @@ pub const MAX_CAPACITY: u32 = MAX_HALVES / 2;
 /// First bytes of a table: "overlane" and that it is flows.
 const MAGIC: u64 = u64::from_le_bytes(*b"ovl-flow");
 /// To be raised whenever what stands in a header, a half or a bucket, or how a key is hashed, changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a later process needs to make sense of the other regions, and what changes with them.
 #[derive(Debug, Clone, Copy, AnyBitPattern)]
@@ -130,6 +130,8 @@ pub struct FlowTable<A: Address> {
     pub(super) halves: Region<Half<A>>,
     /// For each flow a tick before which it cannot expire; 0: no flow.
     pub(super) deadlines: Region<u32>,
+    /// The tick at which each flow began.
+    began: Region<u32>,
     hash: FlowHash,
     /// Free entries that only TCP connections may take.
     reserve: u32,
@@ -169,6 +171,7 @@ impl<A: Address> FlowTable<A> {
             index,
             halves: Region::new(capacity as usize * 2)?,
             deadlines: Region::new(capacity as usize)?,
+            began: Region::new(capacity as usize)?,
             hash: FlowHash::new(seed),
             reserve: capacity / 20,
             timeouts: Timeouts::default(),
@@ -182,12 +185,14 @@ impl<A: Address> FlowTable<A> {
         self.index.touch();
         self.halves.touch();
         self.deadlines.touch();
+        self.began.touch();
     }
 
     /// Bytes of memory that the table takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.header.bytes() + self.index.bytes() + self.halves.bytes() + self.deadlines.bytes()
+        let times = self.deadlines.bytes() + self.began.bytes();
+        self.header.bytes() + self.index.bytes() + self.halves.bytes() + times
     }
 
     /// Did the system accept that index and halves have huge pages?
@@ -375,6 +380,7 @@ impl<A: Address> FlowTable<A> {
         self.halves[forward.place()] = first;
         self.halves[forward.other().place()] = Half::new(&answer, &back, &opening.reverse, now);
         self.deadlines[flow.0 as usize] = now.saturating_add(self.timeouts.revisit(&first)).max(1);
+        self.began[flow.0 as usize] = now;
         self.header[0].len += 1;
         Ok(flow)
     }
@@ -457,7 +463,15 @@ impl<A: Address> FlowTable<A> {
             let forward = HalfId::new(flow, Direction::Forward);
             self.halves[forward.place()].forget(now);
             self.halves[forward.other().place()].forget(now);
+            self.began[flow.0 as usize] = now;
         }
+    }
+
+    /// The tick at which a flow began.
+    #[must_use]
+    pub fn began_at(&self, flow: FlowId) -> Option<u32> {
+        self.flow(flow)?;
+        self.began.get(flow.0 as usize).copied()
     }
 
     /// All flows.

@@ -431,7 +431,7 @@ fn a_restarted_flow_is_where_it_began() {
     assert!(FlowState::Reset.reopens(Direction::Reverse, SYN));
     table.restart(flow, 3);
     assert_eq!(table.state(flow), Some(FlowState::Syn));
-    assert_eq!(table.expires_at(flow), Some(3 + ticks(240)));
+    assert_eq!((table.began_at(flow), table.expires_at(flow)), (Some(3), Some(3 + ticks(240))));
     assert_eq!(table.flow(flow).unwrap().0.packets(), 2);
 }
 
@@ -532,10 +532,10 @@ fn opening_to(source: u32) -> Opening<u32> {
 
 #[test]
 fn memory_is_as_documented() {
-    // 128 bytes for both directions, 32 of index, 4 of deadline.
+    // 128 bytes for both directions, 32 of index, 4 of deadline, 4 of its beginning.
     let table = FlowTable4::new(1 << 20, 1).unwrap();
-    assert_eq!(table.bytes(), ((128 + 32 + 4) << 20) + 4096);
+    assert_eq!(table.bytes(), ((128 + 32 + 8) << 20) + 4096);
     let table = FlowTable6::new(1 << 18, 1).unwrap();
-    assert_eq!(table.bytes(), ((256 + 32 + 4) << 18) + 4096);
+    assert_eq!(table.bytes(), ((256 + 32 + 8) << 18) + 4096);
     assert_eq!(size_of::<Header>(), 64);
 }

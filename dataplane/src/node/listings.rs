@@ -314,6 +314,7 @@ impl<'a> Names<'a> {
             endpoint: self.endpoint(flow),
             forward: flow.forward,
             reverse: flow.reverse,
+            age_s: flow.age_s,
             idle_s: flow.idle_s,
             expires_s: flow.expires_s,
         }

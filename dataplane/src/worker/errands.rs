@@ -102,6 +102,8 @@ pub struct FlowRecord {
     pub forward: Traffic,
     /// To the opener.
     pub reverse: Traffic,
+    /// Since its first packet, seconds.
+    pub age_s: u32,
     /// Since its last packet, seconds.
     pub idle_s: u32,
     /// Until it is forgotten, seconds.
@@ -126,6 +128,7 @@ impl FlowRecord {
             has_port: forward.marks() & HAS_PORT != 0,
             forward: traffic(forward),
             reverse: traffic(reverse),
+            age_s: seconds(now.saturating_sub(table.began_at(flow).unwrap_or(now))),
             idle_s: seconds(now.saturating_sub(last_seen)),
             expires_s: seconds(expires_at.saturating_sub(now)),
         }

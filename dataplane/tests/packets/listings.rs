@@ -215,6 +215,7 @@ fn flows_are_listed_as_they_came_and_as_they_leave() {
         let bytes = [40, 60][family];
         assert_eq!(web.forward, Traffic { packets: 1, bytes });
         assert_eq!(web.reverse, Traffic::default());
+        assert!((4..=5).contains(&web.age_s), "{}", web.age_s);
         assert!((4..=5).contains(&web.idle_s), "{}", web.idle_s);
         assert!((234..=235).contains(&web.expires_s), "{}", web.expires_s);
 
