@@ -92,13 +92,21 @@ impl BlockTable {
         self.range
     }
 
-    /// Whose port it is; nobody's, when its block is free or outside of the range. A port outside of
-    /// the range can share its block with some that are inside: then it has an owner, but no flow.
+    /// Whose port it is; nobody's, when its block is free, and when it is outside of the range itself:
+    /// the range may begin and end in the middle of a block, next to ports of the host's or NodePorts.
     #[inline]
     #[must_use]
     pub fn owner(&self, port: u16) -> Option<WorkerId> {
+        if !self.range.contains(port) {
+            return None;
+        }
+        self.owner_of(Block::of(port))
+    }
+
+    #[inline]
+    fn owner_of(&self, block: Block) -> Option<WorkerId> {
         // Relaxed: nothing else is published by it. The flows of a block are its owner's alone.
-        match self.owners.get(Block::of(port).number())?.load(Ordering::Relaxed) {
+        match self.owners.get(block.number())?.load(Ordering::Relaxed) {
             FREE | OUTSIDE => None,
             worker => Some(WorkerId(worker - 1)),
         }
@@ -125,7 +133,7 @@ impl BlockTable {
 
     /// The blocks that a worker owns.
     pub fn owned_by(&self, worker: WorkerId) -> impl Iterator<Item = Block> + '_ {
-        Block::all().filter(move |block| self.owner(block.first_port()) == Some(worker))
+        Block::all().filter(move |block| self.owner_of(*block) == Some(worker))
     }
 
     /// Takes the first free block from number `start` on, round the end. None when all have owners.
@@ -212,6 +220,16 @@ mod tests {
         assert_eq!((table.owner(80), table.owner(65535)), (None, None));
         assert!(!table.release(WorkerId(254), Block::of(80)));
         assert!(!table.release(WorkerId(255), Block::of(80)));
+    }
+
+    #[test]
+    fn ports_beside_the_range_are_nobodys() {
+        let table = BlockTable::new(range(10250, 29999));
+        while table.claim(WorkerId(0), 0).is_some() {}
+        for (port, owner) in [(10249, None), (10250, Some(0)), (29999, Some(0)), (30000, None)] {
+            assert_eq!(table.owner(port), owner.map(WorkerId), "{port}");
+        }
+        assert_eq!(table.owned_by(WorkerId(0)).count(), 309);
     }
 
     #[test]
