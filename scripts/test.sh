@@ -117,7 +117,11 @@ stage_shellcheck() {
   run shellcheck "shellcheck" shellcheck -x -e SC2016 scripts/*.sh scripts/lib/*.sh .ci/run dataplane/tests/netns/*.sh dataplane/tests/vm/*.sh
 }
 
-stage_unit() { run_cargo_tests unit "unit tests" --workspace; }
+stage_unit() {
+  run_cargo_tests unit "unit tests" --workspace
+  [ "$LENGTH" = quick ] || OVERLANE_TEST_LENGTH=$LENGTH run_cargo_tests sequences "sequences of packets against a model" \
+    --release -p overlane-dataplane --test packets connections_model
+}
 
 stage_instructions() {
   if ! command -v valgrind > /dev/null; then skip instructions "needs valgrind: scripts/install-deps.sh --test"; return; fi

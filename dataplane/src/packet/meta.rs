@@ -171,8 +171,10 @@ pub struct Meta {
     pub flow: u32,
     /// Is it to an address and port that flows of this worker leave with? `ingress/decap`.
     pub is_answer: bool,
-    /// Is it from outside to a service at this node's own address? `ingress/decap`.
+    /// Is it to a service at this node's own address? `ingress/decap`, `resolve/route`.
     pub is_node_port: bool,
+    /// Workers that had no flow for it; of an ICMP error about a service's answer. `resolve/connect`.
+    pub asked: u8,
     /// Is it an ICMP error about the flow's other direction? `lookup/related`.
     pub is_related: bool,
     /// Were its addresses translated here? Then nothing more is decided about them.
@@ -214,6 +216,7 @@ impl Meta {
             flow: 0,
             is_answer: false,
             is_node_port: false,
+            asked: 0,
             is_related: false,
             translated: false,
             peer: 0,

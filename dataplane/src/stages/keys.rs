@@ -3,11 +3,11 @@
 
 use crate::packet::flow_key::FlowKey;
 use crate::packet::frame::Frame;
-use crate::packet::meta::{Meta, Origin, Target};
+use crate::packet::meta::{Kind, Meta, Origin, Target};
 use crate::stages::Context;
 use crate::wire::sctp::{Sctp, chunk};
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
-use crate::wire::{ethernet, peek, protocol};
+use crate::wire::{ethernet, peek, protocol, quote};
 
 /// What flows have to do with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,8 @@ impl Wish {
             _ if meta.is_answer || meta.is_node_port => Self::Open,
             Target::Service(_) if meta.origin == Origin::Uplink => Self::Open,
             Target::Host => Self::Follow,
+            // The host's connections to a service outlive the service's address.
+            Target::Underlay(_) | Target::UnderlayUnknown if inside => Self::Follow,
             _ => Self::Nothing,
         }
     }
@@ -83,6 +85,27 @@ pub fn key_v6(frame: &Frame, meta: &Meta) -> FlowKey<u128> {
         destination_port: meta.destination_port,
         protocol: meta.protocol,
     }
+}
+
+/// Protocol and port at its destination that a packet is for. An ICMP error is for who sent what it
+/// quotes (RFC 5508 section 4).
+#[inline]
+#[must_use]
+pub fn own_end(frame: &Frame, meta: &Meta) -> (u8, u16) {
+    let is_icmp = matches!(meta.protocol, protocol::ICMP | protocol::ICMPV6);
+    let quoted = if is_icmp && meta.destination_port == 0 { quoted_end(frame, meta) } else { None };
+    quoted.unwrap_or((meta.protocol, meta.destination_port))
+}
+
+#[cold]
+fn quoted_end(frame: &Frame, meta: &Meta) -> Option<(u8, u16)> {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..)?;
+    let message = ip.get(usize::from(meta.l4)..usize::from(meta.ip_len))?;
+    if meta.kind == Kind::Ipv4 {
+        return quote::of_v4(message).map(|quote| (quote.protocol, quote.source_port));
+    }
+    let pseudo = peek::pseudo_v6(ip, protocol::ICMPV6, message.len());
+    quote::of_v6(message, pseudo).map(|quote| (quote.protocol, quote.source_port))
 }
 
 /// The flags of a TCP packet; of an SCTP packet those that say the same; 0 for anything else.

@@ -201,11 +201,9 @@ fn answers_flow_of(frame: &Frame, meta: &Meta, cx: &Context<'_>) -> Option<Worke
         return None;
     }
     let external = &cx.tables.external;
+    let (_, port) = keys::own_end(frame, meta);
     match meta.kind {
-        Kind::Ipv4 => external.owner_v4(meta.destination, meta.destination_port),
-        _ => {
-            let key = keys::key_v6(frame, meta);
-            external.owner_v6(key.destination, meta.destination_port)
-        }
+        Kind::Ipv4 => external.owner_v4(meta.destination, port),
+        _ => external.owner_v6(keys::key_v6(frame, meta).destination, port),
     }
 }

@@ -350,6 +350,8 @@ pub struct ServiceEntry {
     /// Counts up with every change of any service: two states of a service, or two services that
     /// have one index after the other, never have the same.
     pub generation: u32,
+    /// Counts the services that had its index, one after the other: their flows are not its own.
+    pub life: u8,
     /// Its protocol, as in the IP header.
     pub protocol: u8,
     /// Scope of what is sent to its cluster addresses.

@@ -64,6 +64,7 @@ fn source_ranges_are_for_load_balancers_and_one_family() {
     let none = Arc::new(Backends::default());
     let entry = ServiceEntry {
         generation: 1,
+        life: 0,
         protocol: 6,
         internal: Scope::Local,
         external: Scope::Local,

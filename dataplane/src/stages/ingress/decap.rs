@@ -11,7 +11,7 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
-use crate::stages::Context;
+use crate::stages::{Context, keys};
 use crate::tables::Snapshot;
 use crate::wire::ecn::{self, Decapsulated, Ecn};
 use crate::wire::ethernet::{self, Ethernet};
@@ -21,7 +21,7 @@ use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::simple::{self, Simple};
 use crate::wire::udp::{self, Udp};
 use crate::wire::vxlan::Vxlan;
-use crate::wire::{ParseError, checksum, peek, protocol, quote};
+use crate::wire::{ParseError, checksum, peek, protocol};
 
 /// Takes the vector out of its tunnels.
 #[inline(never)]
@@ -227,7 +227,8 @@ fn own_address(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Resu
         Kind::Ipv4 => services.vip4(meta.destination),
         _ => services.vip6(peek::destination_v6(ip)),
     };
-    let frontend = vip.and_then(|vip| services.frontend(vip, meta.protocol, meta.destination_port));
+    let (protocol, port) = keys::own_end(frame, meta);
+    let frontend = vip.and_then(|vip| services.frontend(vip, protocol, port));
     if frontend.is_none() {
         return Err(cx.tables.node.host_verdict());
     }
@@ -240,19 +241,11 @@ fn own_address(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Resu
 fn answer(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> Result<(), Verdict> {
     let external = &cx.tables.external;
     let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
-    let message = ip.get(usize::from(meta.l4)..usize::from(meta.ip_len)).unwrap_or_default();
-    // An ICMP error belongs to who sent what it quotes.
-    let owner = match (meta.kind, meta.protocol) {
-        (Kind::Ipv4, protocol::ICMP) if meta.destination_port == 0 => quote::of_v4(message)
-            .and_then(|quote| external.owner_v4(meta.destination, quote.source_port)),
-        (Kind::Ipv4, _) => external.owner_v4(meta.destination, meta.destination_port),
-        (Kind::Ipv6, protocol::ICMPV6) if meta.destination_port == 0 => {
-            let pseudo = peek::pseudo_v6(ip, protocol::ICMPV6, message.len());
-            quote::of_v6(message, pseudo)
-                .and_then(|quote| external.owner_v6(peek::destination_v6(ip), quote.source_port))
-        }
-        (Kind::Ipv6, _) => external.owner_v6(peek::destination_v6(ip), meta.destination_port),
-        (Kind::Arp | Kind::LinkV6, _) => None,
+    let (_, port) = keys::own_end(frame, meta);
+    let owner = match meta.kind {
+        Kind::Ipv4 => external.owner_v4(meta.destination, port),
+        Kind::Ipv6 => external.owner_v6(peek::destination_v6(ip), port),
+        Kind::Arp | Kind::LinkV6 => None,
     };
     let Some(owner) = owner else { return Ok(()) };
     frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));

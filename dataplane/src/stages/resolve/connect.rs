@@ -1,6 +1,8 @@
 //! The first packet of a flow: through every table, in order; and what it leaves behind. Also the
 //! first packet after the tables have changed, for which the flow's way is looked up anew.
 
+use overlane_api::WorkerId;
+
 use super::family::Family;
 use super::{egress, service};
 use crate::flow::flows::{Flows, HAS_PORT, take_back};
@@ -15,9 +17,14 @@ use crate::packet::meta::{Kind, Meta, Origin, Route, Target};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
-use crate::stages::keys::{Wish, tcp_flags};
+use crate::stages::keys::{self, Wish, tcp_flags};
+use crate::tables::peers::Form;
+use crate::tables::services::UNASSIGNED;
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
 use crate::wire::{ethernet, icmpv4, icmpv6, protocol};
+
+/// Place in a flow's marks of its service's life ([`crate::tables::services::ServiceEntry::life`]).
+const LIFE: u32 = 8;
 
 /// Source ports that are tried when a flow's answers could not be told from another's.
 const TRIES: u32 = 64;
@@ -56,6 +63,9 @@ fn step<A: Family>(
     let table = A::table(cx.flows);
     let hash = table.hash(&key);
     if let Some(half) = table.find(hash, &key) {
+        if key.transport() == Transport::Tcp && flags & SYN != 0 && !tcp_flags_valid(flags) {
+            return Err(Verdict::Drop(DropReason::TcpBadFlags));
+        }
         match revise::<A>(half, flags, cx) {
             Revised::GoesOn => {
                 follow::<A>(half, meta, flags, cx);
@@ -70,18 +80,75 @@ fn step<A: Family>(
     if meta.is_answer {
         // The host's own pings have any identifier; its ports are outside of the range.
         let is_own = key.destination == A::own(cx.tables);
-        let is_ping = key.transport() == Transport::Icmp;
+        let is_icmp = key.transport() == Transport::Icmp;
         let unsolicited = Verdict::Drop(DropReason::SnatUnsolicited);
-        return Err(if is_own && is_ping { cx.tables.node.host_verdict() } else { unsolicited });
+        return Err(if is_own && is_icmp { cx.tables.node.host_verdict() } else { unsolicited });
     }
-    if is_ping_to_service(frame, meta) {
+    if keys::own_end(frame, meta) != (meta.protocol, meta.destination_port)
+        && let Some(verdict) = error_of_another(meta, cx)
+    {
+        return Err(verdict);
+    }
+    let is_ping = is_ping(frame, meta);
+    if is_ping && matches!(meta.route.target(), Target::Service(vip) if vip != UNASSIGNED) {
         // The gateway answers for its services.
         meta.route = Route::new(Target::Gateway);
         return Ok(());
     }
-    let half = open::<A>(&key, hash, meta, flags, cx)?;
+    if meta.origin == Origin::Uplink
+        && flags & (SYN | ACK) != SYN
+        && let Some(verdict) = at_another_home::<A>(&key, meta, cx)
+    {
+        return Err(verdict);
+    }
+    let half = open::<A>(&key, hash, meta, (flags, is_ping), cx)?;
     follow::<A>(half, meta, flags, cx);
     Ok(())
+}
+
+/// What becomes of an ICMP error about a flow that is not here, if that is enough to say. Which worker
+/// has it, if any, nobody
+/// knows for the answers of services to clients outside: all are asked in turn. The owners of other flows are
+/// known, and were asked.
+#[cold]
+fn error_of_another(meta: &mut Meta, cx: &Context<'_>) -> Option<Verdict> {
+    let is_to_service = meta.is_node_port || matches!(meta.route.target(), Target::Service(_));
+    let workers = cx.tables.node.uplinks.len();
+    if meta.origin == Origin::Uplink && is_to_service && usize::from(meta.asked) + 1 < workers {
+        meta.asked += 1;
+        let next = (cx.worker.index() + 1) % workers;
+        return Some(Verdict::HandOver(WorkerId(next as u8)));
+    }
+    (meta.route.target() == Target::Host).then(|| cx.tables.node.host_verdict())
+}
+
+/// Who is to be asked next for the flow of a packet from outside to a service. When the backends see the
+/// client's own address the flow is at its backend's home, and the packet comes to any worker: first
+/// the home of the backend that would be chosen today is asked; then, as backends come and go, the
+/// others in turn. None: nobody any more. Not for what begins a connection.
+fn at_another_home<A: Family>(
+    key: &FlowKey<A>,
+    meta: &mut Meta,
+    cx: &Context<'_>,
+) -> Option<Verdict> {
+    let workers = cx.tables.node.uplinks.len();
+    if workers == 1 || usize::from(meta.asked) >= workers {
+        return None;
+    }
+    let local = service::local(key, vip(key, meta, cx)?, cx);
+    if local.is_none() && key.transport() == Transport::Udp {
+        // Any datagram may be the first one: its flow would be here.
+        return None;
+    }
+    let likely = local.flatten().map(|backend| backend.route(cx.tables).target());
+    let home = match likely {
+        Some(Target::Endpoint(index)) => cx.tables.endpoints.get(index).map(|e| e.worker),
+        _ => None,
+    };
+    let next = WorkerId(((cx.worker.index() + 1) % workers) as u8);
+    let home = home.filter(|home| meta.asked == 0 && *home != cx.worker);
+    meta.asked += 1;
+    Some(Verdict::HandOver(home.unwrap_or(next)))
 }
 
 /// What is left of a flow.
@@ -109,16 +176,21 @@ fn revise<A: Family>(half: HalfId, tcp_flags: u8, cx: &mut Context<'_>) -> Revis
     if found.generation() == generation {
         return Revised::GoesOn;
     }
-    let (leaving_as, tag) = (found.leaving_as(), found.tag());
+    let (leaving_as, tag, marks) = (found.leaving_as(), found.tag(), found.marks());
     let forward = HalfId::new(half.flow(), Direction::Forward);
     if let Some(service) = tag.checked_sub(1) {
         let forward = A::table(cx.flows).half(forward);
         let (key, to) = (forward.key(), forward.leaving_as());
+        let service = (service, (marks >> LIFE) as u8);
         if !service::goes_on(&key, (to.destination, to.destination_port), service, cx) {
             return Revised::IsOver(half.flow());
         }
     }
     let route = leaving_as.destination.route(cx.tables);
+    if matches!(route.target(), Target::Service(_)) {
+        // Where it led there is a service by now.
+        return Revised::IsOver(half.flow());
+    }
     A::table(cx.flows).half_mut(half).set_route(route, generation);
     Revised::GoesOn
 }
@@ -146,38 +218,38 @@ fn open<A: Family>(
     key: &FlowKey<A>,
     hash: u32,
     meta: &Meta,
-    tcp_flags: u8,
+    (tcp_flags, is_ping): (u8, bool),
     cx: &mut Context<'_>,
 ) -> Result<HalfId, Verdict> {
     let adopted = is_in_the_middle(key, tcp_flags).map_err(Verdict::Drop)?;
+    let begins = !adopted && (is_ping || key.transport() != Transport::Icmp);
     let inside = matches!(meta.origin, Origin::Endpoint | Origin::Host);
     let mut to = *key;
     let (mut tag, mut marks) = (0, 0);
     let mut keeps_client = true;
     if let Some(vip) = vip(key, meta, cx) {
-        let chosen = service::choose(key, vip, inside, cx).map_err(Verdict::Drop)?;
+        let chosen = service::choose(key, vip, inside, adopted, cx).map_err(Verdict::Drop)?;
         (to.destination, to.destination_port) = (chosen.address, chosen.port);
         tag = chosen.service + 1;
+        marks = u16::from(chosen.life) << LIFE;
         keeps_client = chosen.keeps_client;
     }
     let route = to.destination.route(cx.tables);
     let is_leaving = matches!(route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
-    if meta.origin == Origin::Host && (is_leaving || to.destination.is_peer(cx.tables)) {
-        // A program of another host answers this host itself, by the underlay: only a port of
-        // ours brings that answer here, where it becomes the service's.
+    if meta.origin == Origin::Host
+        && (to.destination.is_peer(cx.tables) || comes_back_plain(route.target(), cx))
+    {
+        // The answer comes to this host by the underlay as it is: only a port of ours brings it here,
+        // where it becomes the service's.
         keeps_client = false;
     }
     if !keeps_client || is_leaving && meta.origin == Origin::Endpoint {
-        if adopted {
-            // The port that it had outside is not known, and another would be refused there.
-            return Err(Verdict::Drop(DropReason::FlowUnknown));
-        }
         let translated = if keeps_client {
-            egress::translate(key, &mut to, cx)
+            egress::translate(key, &mut to, begins, cx)
         } else {
-            egress::with_own_address(key, &mut to, cx)
+            egress::with_own_address(key, &mut to, begins, cx)
         };
-        marks = translated.map_err(Verdict::Drop)?;
+        marks |= translated.map_err(Verdict::Drop)?;
     } else if to.destination == key.source {
         // Who reaches itself must not see its own address as the source.
         to.source = A::gateway(cx.tables, meta.origin == Origin::Endpoint);
@@ -199,6 +271,18 @@ fn open<A: Family>(
         adopted,
     };
     insert(hash, opening, cx).map_err(Verdict::Drop)
+}
+
+/// Do answers from there come to the uplink without a tunnel?
+fn comes_back_plain(target: Target, cx: &Context<'_>) -> bool {
+    match target {
+        Target::Peer(index) => {
+            let peer = cx.tables.peers.get(index);
+            peer.is_some_and(|peer| matches!(peer.form, Form::Native))
+        }
+        Target::Underlay(_) | Target::UnderlayUnknown => true,
+        _ => false,
+    }
 }
 
 /// The VIP that the packet is to, if it is to one.
@@ -264,15 +348,13 @@ fn generation(cx: &Context<'_>) -> u32 {
     cx.tables.generation as u32
 }
 
-/// Is it an echo request to an address that some service has?
-fn is_ping_to_service(frame: &Frame, meta: &Meta) -> bool {
-    let Target::Service(vip) = meta.route.target() else { return false };
+/// Is it an echo request?
+fn is_ping(frame: &Frame, meta: &Meta) -> bool {
     let at = ethernet::HEADER_LEN + usize::from(meta.l4);
     let kind = frame.bytes().get(at).copied();
-    let is_request = match meta.protocol {
+    match meta.protocol {
         protocol::ICMP => kind == Some(icmpv4::ECHO_REQUEST),
         protocol::ICMPV6 => kind == Some(icmpv6::ECHO_REQUEST),
         _ => false,
-    };
-    is_request && vip != crate::tables::services::UNASSIGNED
+    }
 }

@@ -11,14 +11,15 @@ use crate::packet::flow_key::{FlowKey, Transport};
 use crate::stages::Context;
 use crate::tables::egress::{EgressDecision, Holder};
 
-/// Gives the flow with `key`, that would leave as `to`, the source that the egress rules say. Returns
-/// the marks that the flow is to have.
+/// Gives the flow with `key`, that would leave as `to`, the source that the egress rules say: another
+/// one only when its packet `begins` something. Returns the marks that the flow is to have.
 ///
 /// # Errors
 /// It may not leave, or there is nothing that it could leave with.
 pub(super) fn translate<A: Family>(
     key: &FlowKey<A>,
     to: &mut FlowKey<A>,
+    begins: bool,
     cx: &mut Context<'_>,
 ) -> Result<u16, DropReason> {
     let pod = key.source.to_ip();
@@ -44,19 +45,21 @@ pub(super) fn translate<A: Family>(
         return Err(DropReason::SnatPodLimit);
     }
     to.source = address;
-    to.source_port = allocate(key, to, cx)?;
+    to.source_port = allocate(key, to, begins, cx)?;
     A::parts(cx.flows).1.note_pod(key.source);
     Ok(HAS_PORT)
 }
 
 /// Gives a flow from outside to a service this node's address as its source, so that the backend's
-/// answers come back here. Returns the marks that the flow is to have.
+/// answers come back here; when its packet `begins` something. Returns the marks that the flow is to
+/// have.
 ///
 /// # Errors
 /// There is nothing that it could go on with.
 pub(super) fn with_own_address<A: Family>(
     key: &FlowKey<A>,
     to: &mut FlowKey<A>,
+    begins: bool,
     cx: &mut Context<'_>,
 ) -> Result<u16, DropReason> {
     if !matches!(key.transport(), Transport::Tcp | Transport::Udp | Transport::Sctp) {
@@ -67,7 +70,7 @@ pub(super) fn with_own_address<A: Family>(
         return Err(DropReason::EgressNoAddress);
     }
     to.source = own;
-    to.source_port = allocate(key, to, cx)?;
+    to.source_port = allocate(key, to, begins, cx)?;
     Ok(HAS_PORT)
 }
 
@@ -84,8 +87,17 @@ fn gateway(number: u32, pod: IpAddr, cx: &Context<'_>) -> Result<IpAddr, DropRea
 fn allocate<A: Family>(
     key: &FlowKey<A>,
     to: &FlowKey<A>,
+    begins: bool,
     cx: &mut Context<'_>,
 ) -> Result<u16, DropReason> {
+    if !begins {
+        return Err(match key.transport() {
+            // Only pings have an identifier to be told by (RFC 5508 section 3.1).
+            Transport::Icmp => DropReason::EgressProtocol,
+            // The port that the connection had outside is not known, and another would be refused there.
+            _ => DropReason::FlowUnknown,
+        });
+    }
     let now = Flows::tick(cx.now_ns);
     let host_ports = (to.source == A::own(cx.tables)).then_some(&cx.tables.host_ports);
     let (table, ports) = A::parts(cx.flows);

@@ -60,7 +60,24 @@ fn find(frame: &Frame, meta: &mut Meta, tables: &Snapshot) {
             tables.routes.v6.get(peek::destination_v6(ip))
         }
     };
-    if let Target::Peer(index) = meta.route.target() {
-        tables.peers.prefetch(index);
+    match meta.route.target() {
+        Target::Peer(index) => tables.peers.prefetch(index),
+        Target::Host if !meta.is_answer => note_node_port(frame, meta, tables),
+        _ => {}
     }
+}
+
+/// Pods, here or on other nodes, reach services at this node's addresses as well.
+#[cold]
+fn note_node_port(frame: &Frame, meta: &mut Meta, tables: &Snapshot) {
+    let services = &tables.services;
+    let vip = match meta.kind {
+        Kind::Ipv4 => services.vip4(meta.destination),
+        _ => services.vip6(peek::destination_v6(
+            frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default(),
+        )),
+    };
+    let port = meta.destination_port;
+    let frontend = vip.and_then(|vip| services.frontend(vip, meta.protocol, port));
+    meta.is_node_port = meta.l4 != 0 && frontend.is_some();
 }

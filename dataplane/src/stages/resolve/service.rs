@@ -18,6 +18,8 @@ const SEED: u64 = 0x6d61_676c_6576_0001;
 pub(super) struct Chosen<A> {
     /// Index of the service.
     pub(super) service: u32,
+    /// Which of those that had the index.
+    pub(super) life: u8,
     /// The backend's address.
     pub(super) address: A,
     /// The backend's port, host order.
@@ -26,7 +28,8 @@ pub(super) struct Chosen<A> {
     pub(super) keeps_client: bool,
 }
 
-/// Chooses a backend for a flow to VIP number `vip`, from inside of the cluster or from outside.
+/// Chooses a backend for a flow to VIP number `vip`, from inside of the cluster or from outside. An
+/// `adopted` connection already has one, which only who hashes finds again.
 ///
 /// # Errors
 /// Why there is none.
@@ -34,6 +37,7 @@ pub(super) fn choose<A: Family>(
     key: &FlowKey<A>,
     vip: u32,
     inside: bool,
+    adopted: bool,
     cx: &mut Context<'_>,
 ) -> Result<Chosen<A>, DropReason> {
     if vip == UNASSIGNED {
@@ -55,13 +59,16 @@ pub(super) fn choose<A: Family>(
     }
     let scope = service.scope(frontend.kind, inside);
     let kept = kept(key, frontend.service, service, (scope, inside), cx.flows, cx.now_ns);
+    // From outside to a backend here, the workers that receive the packets must agree on its home.
+    let agrees = !inside && (scope == Scope::Local || service.affinity_seconds != 0);
+    let is_random = service.algorithm == Algorithm::Random && !agrees;
     let hash = match service.algorithm {
-        // A client from outside that is to stay with its backend is hashed without its port.
-        _ if service.affinity_seconds != 0 && !inside => hash(&FlowKey { source_port: 0, ..*key }),
-        Algorithm::Random => cx.flows.random(),
-        Algorithm::Maglev => hash(key),
+        Algorithm::Random if is_random => cx.flows.random(),
+        _ if inside => hash(key),
+        _ => hash_of_client(key, service),
     };
     let backends = A::backends(service);
+    let is_foretold = kept.is_some() || !is_random;
     let backend = kept.or_else(|| backends.choose(scope, hash)).ok_or_else(|| {
         if backends.has_any() {
             DropReason::ServiceNoLocalBackend
@@ -69,13 +76,29 @@ pub(super) fn choose<A: Family>(
             DropReason::ServiceNoBackend
         }
     })?;
+    if adopted && !is_foretold {
+        return Err(DropReason::FlowUnknown);
+    }
     if service.affinity_seconds != 0 && inside {
         let (to, now) = ((backend.address, backend.port), Flows::tick(cx.now_ns));
         A::affinity(cx.flows).note(key.source, frontend.service, to, now);
     }
     let keeps_client = inside || scope == Scope::Local;
     let (address, port) = (backend.address, backend.port);
-    Ok(Chosen { service: frontend.service, address, port, keeps_client })
+    Ok(Chosen { service: frontend.service, life: service.life, address, port, keeps_client })
+}
+
+/// Do the backends of the service that a packet from outside is to see the client's own address? If so:
+/// the address of the one that would be chosen today, if there is one.
+pub(super) fn local<A: Family>(key: &FlowKey<A>, vip: u32, cx: &Context<'_>) -> Option<Option<A>> {
+    let services = &cx.tables.services;
+    let frontend = services.frontend(vip, key.protocol, key.destination_port)?;
+    let service = services.service(frontend.service)?;
+    if service.scope(frontend.kind, false) == Scope::Cluster {
+        return None;
+    }
+    let backend = A::backends(service).choose(Scope::Local, hash_of_client(key, service));
+    Some(backend.map(|backend| backend.address))
 }
 
 /// The backend of a client's last flow to the service, if it is to have the next one as well: only
@@ -97,6 +120,15 @@ fn kept<A: Family>(
     A::backends(service).find(address, port).filter(|backend| backend.keeps_clients(scope))
 }
 
+/// A client from outside that is to stay with its backend is hashed without its port.
+fn hash_of_client<A: Family>(key: &FlowKey<A>, service: &ServiceEntry) -> u32 {
+    if service.affinity_seconds == 0 {
+        hash(key)
+    } else {
+        hash(&FlowKey { source_port: 0, ..*key })
+    }
+}
+
 fn hash<A: Family>(key: &FlowKey<A>) -> u32 {
     FlowHash::new(SEED).of(key)
 }
@@ -107,7 +139,7 @@ fn hash<A: Family>(key: &FlowKey<A>) -> u32 {
 pub(super) fn goes_on<A: Family>(
     key: &FlowKey<A>,
     backend: (A, u16),
-    service: u32,
+    (service, life): (u32, u8),
     cx: &Context<'_>,
 ) -> bool {
     let services = &cx.tables.services;
@@ -119,11 +151,12 @@ pub(super) fn goes_on<A: Family>(
     match now {
         // The service or its port is gone: connections end by themselves.
         None => keeps,
-        Some(frontend) if frontend.service != service => false,
-        Some(_) if keeps => true,
-        Some(frontend) => services
-            .service(frontend.service)
-            .and_then(|service| A::backends(service).find(backend.0, backend.1))
-            .is_some_and(|backend| backend.is_serving()),
+        Some(frontend) => {
+            let today = services.service(frontend.service).filter(|today| today.life == life);
+            let serves = |today: &ServiceEntry| {
+                A::backends(today).find(backend.0, backend.1).is_some_and(|b| b.is_serving())
+            };
+            frontend.service == service && today.is_some_and(|today| keeps || serves(today))
+        }
     }
 }

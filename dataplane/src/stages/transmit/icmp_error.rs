@@ -70,7 +70,7 @@ impl Default for RateLimit {
 pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     for (frame, meta) in vector.packets() {
         let Verdict::Drop(reason) = meta.verdict else { continue };
-        let Some(error) = error_of(reason, meta, cx) else { continue };
+        let Some(error) = error_of(reason, frame, meta, cx) else { continue };
         if !deserves_error(frame, meta) {
             continue;
         }
@@ -109,7 +109,7 @@ impl Error {
     }
 }
 
-fn error_of(reason: DropReason, meta: &Meta, cx: &Context<'_>) -> Option<Error> {
+fn error_of(reason: DropReason, frame: &Frame, meta: &Meta, cx: &Context<'_>) -> Option<Error> {
     match reason {
         DropReason::TtlExpired => Some(Error::plain(
             (icmpv4::TIME_EXCEEDED, icmpv4::CODE_TTL_EXCEEDED),
@@ -140,18 +140,23 @@ fn error_of(reason: DropReason, meta: &Meta, cx: &Context<'_>) -> Option<Error> 
                 (icmpv4::DESTINATION_UNREACHABLE, icmpv4::CODE_PORT_UNREACHABLE),
                 (icmpv6::DESTINATION_UNREACHABLE, icmpv6::CODE_PORT_UNREACHABLE),
             );
-            Some(Error { for_destination: true, resets: resets(meta, cx), ..refused })
+            Some(Error { for_destination: true, resets: resets(frame, meta, cx), ..refused })
         }
         _ => None,
     }
 }
 
 /// Does the service that was asked refuse TCP connections by RST?
-fn resets(meta: &Meta, cx: &Context<'_>) -> bool {
-    let Target::Service(vip) = meta.route.target() else { return true };
+fn resets(frame: &Frame, meta: &Meta, cx: &Context<'_>) -> bool {
     let services = &cx.tables.services;
-    services
-        .frontend(vip, meta.protocol, meta.destination_port)
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let vip = match (meta.route.target(), meta.kind) {
+        (Target::Service(vip), _) => Some(vip),
+        // A port of this node's.
+        (_, Kind::Ipv4) => services.vip4(meta.destination),
+        _ => services.vip6(peek::destination_v6(ip)),
+    };
+    vip.and_then(|vip| services.frontend(vip, meta.protocol, meta.destination_port))
         .and_then(|frontend| services.service(frontend.service))
         .is_none_or(|service| service.reject == Reject::Rst)
 }

@@ -43,6 +43,8 @@ pub(super) struct Services {
     names: Names,
     vips: HashMap<IpAddr, Vip>,
     vip_names: Names,
+    /// By index: how many services had it.
+    lives: Vec<u8>,
     generation: u32,
     /// Shared by all services that have no backend of the family.
     none_v4: Arc<Backends<u32>>,
@@ -174,6 +176,7 @@ impl Compiler {
         let name = service.name.clone();
         let old = self.services.records.remove(&name);
         let index = old.as_ref().map_or_else(|| self.services.names.claim(&name), |o| o.index);
+        let life = self.life_of(index, old.is_none());
         let moved = old.as_ref().is_none_or(|old| {
             old.object.protocol != service.protocol || old.object.frontends != service.frontends
         });
@@ -189,10 +192,21 @@ impl Compiler {
             effects.push(Effect::Services);
         }
         self.services.generation = self.services.generation.wrapping_add(1);
-        let entry = self.service_entry(&service, old.as_ref());
+        let entry = ServiceEntry { life, ..self.service_entry(&service, old.as_ref()) };
         self.tables.services.set_service(index, Some(entry));
         self.services.records.insert(name, Record { object: service, index });
         effects
+    }
+
+    /// Which of the services with that index it is; another one than before if it is new.
+    fn life_of(&mut self, index: u32, is_new: bool) -> u8 {
+        let lives = &mut self.services.lives;
+        if lives.len() <= index as usize {
+            lives.resize(index as usize + 1, 0);
+        }
+        let Some(life) = lives.get_mut(index as usize) else { return 0 };
+        *life = life.wrapping_add(u8::from(is_new));
+        *life
     }
 
     fn service_entry(&self, service: &Service, old: Option<&Record>) -> ServiceEntry {
@@ -209,6 +223,7 @@ impl Compiler {
         });
         ServiceEntry {
             generation: self.services.generation,
+            life: 0,
             protocol: service.protocol.number(),
             internal: service.internal,
             external: service.external,
