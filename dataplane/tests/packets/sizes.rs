@@ -67,7 +67,7 @@ fn a_packet_from_a_tunnel_is_measured_against_the_pods_mtu() {
 }
 
 /// Puts fragments together; fails when bytes are missing or differ.
-fn reassemble(pieces: &[Vec<u8>]) -> Vec<u8> {
+pub fn reassemble(pieces: &[Vec<u8>]) -> Vec<u8> {
     let mut parts = BTreeMap::new();
     let mut end = None;
     let mut first = None;
