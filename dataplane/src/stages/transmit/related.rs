@@ -1,9 +1,9 @@
 //! An ICMP error about a translated packet: the packet that it quotes is given back the addresses with
 //! which it came, and the error goes to who sent it (RFC 5508 section 4.2).
 
-use crate::flow::HalfId;
 use crate::flow::flows::Flows;
 use crate::flow::half::Half;
+use crate::flow::{Direction, HalfId};
 use crate::packet::flow_key::{Address, FlowKey};
 use crate::packet::meta::{Kind, Meta};
 use crate::wire::quote::{self, QUOTE, Quote};
@@ -15,9 +15,10 @@ use crate::wire::{checksum, icmpv4, icmpv6, ipv4, ipv6, peek, protocol, tcp, udp
 #[cold]
 pub(super) fn step(ip: &mut [u8], meta: &mut Meta, half: HalfId, flows: &Flows) {
     // The destination of an error that was translated already is another's.
+    let direction = half.direction();
     let done = match meta.kind {
-        Kind::Ipv4 => step_v4(ip, meta, flows.v4.half(half)),
-        _ => step_v6(ip, meta, flows.v6.half(half)),
+        Kind::Ipv4 => step_v4(ip, meta, flows.v4.half(half), direction),
+        _ => step_v6(ip, meta, flows.v6.half(half), direction),
     };
     debug_assert!(done.is_some(), "lookup/related has read the quote");
 }
@@ -30,7 +31,12 @@ struct Changes<A> {
     destination: A,
 }
 
-fn changes<A: Address>(quote: &Quote<A>, half: &Half<A>, source: A) -> Changes<A> {
+fn changes<A: Address>(
+    quote: &Quote<A>,
+    half: &Half<A>,
+    direction: Direction,
+    source: A,
+) -> Changes<A> {
     let quoted = FlowKey {
         source: quote.source,
         destination: quote.destination,
@@ -39,16 +45,20 @@ fn changes<A: Address>(quote: &Quote<A>, half: &Half<A>, source: A) -> Changes<A
         protocol: quote.protocol,
     };
     let to = half.leaving_as();
-    // Who answered in person is known by another address where the error goes; a router is not.
-    let source = if source == half.key().source { to.source } else { source };
+    // Who answered in person is known by another address where the error goes; a router is not. But
+    // where another address stands for the client, it stands for all that is behind it: from a
+    // stranger the next node would take nothing (RFC 5508 section 4.3).
+    let came_as = half.key().source;
+    let is_hidden = direction == Direction::Forward && to.source != came_as;
+    let source = if source == came_as || is_hidden { to.source } else { source };
     Changes { quoted, wanted: to.reversed(), source, destination: to.destination }
 }
 
-fn step_v4(ip: &mut [u8], meta: &mut Meta, half: &Half<u32>) -> Option<()> {
+fn step_v4(ip: &mut [u8], meta: &mut Meta, half: &Half<u32>, direction: Direction) -> Option<()> {
     let (from, to) = (peek::source_v4(ip), peek::destination_v4(ip));
     let message = ip.get_mut(usize::from(meta.l4)..usize::from(meta.ip_len))?;
     let quote = quote::of_v4(message)?;
-    let changes = changes(&quote, half, from);
+    let changes = changes(&quote, half, direction, from);
     let difference = changes.quoted.difference(&changes.wanted);
     let header = message.get_mut(QUOTE..)?.first_chunk_mut()?;
     ipv4::translate(header, changes.wanted.source, changes.wanted.destination, difference.ip);
@@ -62,13 +72,13 @@ fn step_v4(ip: &mut [u8], meta: &mut Meta, half: &Half<u32>) -> Option<()> {
     Some(())
 }
 
-fn step_v6(ip: &mut [u8], meta: &Meta, half: &Half<u128>) -> Option<()> {
+fn step_v6(ip: &mut [u8], meta: &Meta, half: &Half<u128>, direction: Direction) -> Option<()> {
     let from = peek::source_v6(ip);
     let message_len = usize::from(meta.ip_len - meta.l4);
     let pseudo = peek::pseudo_v6(ip, protocol::ICMPV6, message_len);
     let message = ip.get_mut(usize::from(meta.l4)..usize::from(meta.ip_len))?;
     let quote = quote::of_v6(message, pseudo)?;
-    let changes = changes(&quote, half, from);
+    let changes = changes(&quote, half, direction, from);
     let difference = changes.quoted.difference(&changes.wanted);
     let header = message.get_mut(QUOTE..)?.first_chunk_mut()?;
     ipv6::translate(header, changes.wanted.source, changes.wanted.destination);

@@ -475,8 +475,11 @@ impl Nat {
             }
         });
         if let Some((arrives, leaves)) = known {
-            // Who answered in person is known by another address where the error goes.
-            let source = if source == arrives.from.0 { leaves.from.0 } else { source };
+            // Who answered in person is known by another address where the error goes; and so is
+            // everybody behind a client for whom another address stands.
+            let is_client_side = self.flows.iter().any(|flow| flow.there == arrives);
+            let is_hidden = is_client_side && leaves.from.0 != arrives.from.0;
+            let source = if source == arrives.from.0 || is_hidden { leaves.from.0 } else { source };
             return Fate::Tells(source, leaves.to.0, leaves.back());
         }
         let to = about.source;
