@@ -23,6 +23,13 @@ const BUDGET: u32 = 4096;
 /// [`Flows::ports_v6`].
 pub const HAS_PORT: u16 = 1;
 
+/// A mark of a flow: it leaves the cluster by the peer that holds its NAT gateway, through the tunnel,
+/// as it came; and its answers come that way.
+pub const VIA_PEER: u16 = 2;
+
+/// A mark of a flow: it is of a peer's pod, and takes an address of a NAT gateway that is here.
+pub const FOR_PEER: u16 = 4;
+
 /// The flows of both families.
 #[derive(Debug)]
 pub struct Flows {

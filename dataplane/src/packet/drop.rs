@@ -138,8 +138,10 @@ drop_reasons! {
         "Look at the egress rules of the node's configuration.";
     EgressNoAddress "egress_no_address" "The node has no address of the packet's family to leave with."
         "Give the node one, or a gateway.";
-    EgressGatewayElsewhere "egress_gateway_elsewhere" "The addresses of the pod's NAT gateway are not at this node."
-        "Name this node among the gateway's nodes.";
+    EgressGatewayUnknown "egress_gateway_unknown" "No node that holds the addresses of the pod's NAT gateway is known."
+        "Look at overlane node list for the gateway's nodes.";
+    EgressGatewayNative "egress_gateway_native" "The pod's NAT gateway is at a node that is reached without a tunnel, where the pod's address would be seen."
+        "Give both nodes mode geneve or vxlan, or name this node among the gateway's nodes.";
     EgressProtocol "egress_protocol" "Neither TCP, UDP, SCTP nor a ping: its source cannot be translated."
         "Exempt the destination by nonMasqueradeCIDRs if it can answer pods.";
     SnatUnsolicited "snat_unsolicited" "To a port that pods' connections leave with, but no answer to any of them."

@@ -175,8 +175,11 @@ pub struct Meta {
     pub is_node_port: bool,
     /// Workers that had no flow for it; of an ICMP error about a service's answer. `resolve/connect`.
     pub asked: u8,
-    /// Is it an ICMP error about the flow's other direction? `lookup/related`.
+    /// Is it an ICMP error about the flow's other direction? `lookup/related`, `resolve/connect`.
     pub is_related: bool,
+    /// Is its source nothing that the peer has, so that only a flow by that peer lets it in?
+    /// `ingress/peer_check`.
+    pub needs_flow: bool,
     /// Were its addresses translated here? Then nothing more is decided about them.
     /// `transmit/rewrite`.
     pub translated: bool,
@@ -218,6 +221,7 @@ impl Meta {
             is_node_port: false,
             asked: 0,
             is_related: false,
+            needs_flow: false,
             translated: false,
             peer: 0,
             outer_source: 0,

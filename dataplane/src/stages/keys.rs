@@ -1,13 +1,14 @@
 //! What a packet is to flows: its key, and whether it has anything to do with them. Asked by
 //! `lookup` and by `resolve`.
 
-use crate::packet::flow_key::FlowKey;
+use crate::packet::flow_key::{Address, FlowKey};
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin, Target};
 use crate::stages::Context;
+use crate::wire::quote::{self, Quote};
 use crate::wire::sctp::{Sctp, chunk};
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
-use crate::wire::{ethernet, peek, protocol, quote};
+use crate::wire::{ethernet, icmpv4, icmpv6, peek, protocol};
 
 /// What flows have to do with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,8 @@ impl Wish {
                 let at_home = cx.tables.node.answers_on_uplink && !cx.tables.egress.has_rules();
                 if at_home { Self::Nothing } else { Self::Open }
             }
+            // A peer's pod leaves by a NAT gateway that is here.
+            Target::Underlay(_) | Target::UnderlayUnknown if is_for_gateway(meta, cx) => Self::Open,
             Target::Gateway if inside => Self::Follow,
             // What comes to a port that flows leave with is of one of them.
             _ if meta.is_answer || meta.is_node_port => Self::Open,
@@ -58,6 +61,59 @@ impl Wish {
             _ => Self::Nothing,
         }
     }
+}
+
+/// Did a peer send the packet to the outside of the cluster, where some leave by this node?
+#[inline]
+#[must_use]
+pub fn is_for_gateway(meta: &Meta, cx: &Context<'_>) -> bool {
+    let is_leaving = matches!(meta.route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
+    meta.origin == Origin::Tunnel && is_leaving && cx.tables.egress.holds_gateway()
+}
+
+/// Is the packet an ICMP error? Only asked of packets without an echo's identifier.
+#[inline(always)]
+#[must_use]
+pub fn is_error(frame: &Frame, meta: &Meta) -> bool {
+    match meta.protocol {
+        protocol::ICMP => kind(frame, meta).is_some_and(icmpv4::is_error),
+        protocol::ICMPV6 => kind(frame, meta).is_some_and(icmpv6::is_error),
+        _ => false,
+    }
+}
+
+fn kind(frame: &Frame, meta: &Meta) -> Option<u8> {
+    let at = ethernet::HEADER_LEN + usize::from(meta.l4);
+    (meta.l4 != 0).then(|| frame.bytes().get(at).copied()).flatten()
+}
+
+/// The key of the direction in which an ICMP error over IPv4 goes: of the packet that it quotes,
+/// reversed. None: it tells of no flow.
+#[must_use]
+pub fn related_v4(frame: &Frame, meta: &Meta) -> Option<FlowKey<u32>> {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..)?;
+    let quote = quote::of_v4(ip.get(usize::from(meta.l4)..usize::from(meta.ip_len))?)?;
+    reversed(&quote, meta.destination)
+}
+
+/// As [`related_v4`], over IPv6.
+#[must_use]
+pub fn related_v6(frame: &Frame, meta: &Meta) -> Option<FlowKey<u128>> {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..)?;
+    let message = ip.get(usize::from(meta.l4)..usize::from(meta.ip_len))?;
+    let pseudo = peek::pseudo_v6(ip, protocol::ICMPV6, message.len());
+    reversed(&quote::of_v6(message, pseudo)?, peek::destination_v6(ip))
+}
+
+fn reversed<A: Address>(quote: &Quote<A>, destination: A) -> Option<FlowKey<A>> {
+    // It is told to who the packet seemed to come from, and nobody else (RFC 4787 REQ-12).
+    (quote.source == destination).then_some(FlowKey {
+        source: quote.destination,
+        destination: quote.source,
+        source_port: quote.destination_port,
+        destination_port: quote.source_port,
+        protocol: quote.protocol,
+    })
 }
 
 /// The key of an IPv4 packet.

@@ -82,8 +82,12 @@ pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
 pub fn from_uplink(vector: &mut Vector, cx: &mut Context<'_>) {
     ingress::decap::phase(vector, cx);
     answer_link_messages(vector, cx);
-    ingress::peer_check::phase(vector, cx);
-    if resolve::route::phase(vector, cx) {
+    let answers_come = ingress::peer_check::phase(vector, cx);
+    let flows = resolve::route::phase(vector, cx);
+    if answers_come {
+        resolve::gateway::phase(vector, cx);
+    }
+    if flows {
         connections(vector, cx);
     }
     forward(vector, cx);
@@ -98,14 +102,16 @@ fn answer_link_messages(vector: &mut Vector, cx: &mut Context<'_>) {
 
 /// A vector whose packets were routed before: handed over by another worker.
 pub fn from_worker(vector: &mut Vector, cx: &mut Context<'_>) {
-    resolve::route::confirm(vector, cx);
+    if resolve::route::confirm(vector, cx) {
+        resolve::gateway::phase(vector, cx);
+    }
     connections(vector, cx);
     forward(vector, cx);
 }
 
 /// A vector whose packets were parsed before: held for a next hop, or made here.
 pub fn from_here(vector: &mut Vector, cx: &mut Context<'_>) {
-    resolve::route::phase(vector, cx);
+    resolve::route::again(vector, cx);
     forward(vector, cx);
 }
 

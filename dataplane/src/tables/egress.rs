@@ -114,6 +114,8 @@ pub struct EgressTables {
     classes: Vec<Arc<Spaces>>,
     actions: Vec<Action>,
     pools: Vec<Option<Pool>>,
+    holds_gateway: bool,
+    uses_peer: bool,
     v4: Option<Ipv4Addr>,
     v6: Option<Ipv6Addr>,
 }
@@ -142,7 +144,21 @@ impl EgressTables {
             actions.push(action);
             pools.push(pool);
         }
-        Self { keep, sources, classes, actions, pools, v4: None, v6: None }
+        let any =
+            |is: fn(Holder) -> bool| pools.iter().flatten().any(|pool: &Pool| is(pool.holder));
+        let holds_gateway = any(|holder| holder == Holder::Here);
+        let uses_peer = any(|holder| matches!(holder, Holder::Peer(_)));
+        Self {
+            keep,
+            sources,
+            classes,
+            actions,
+            pools,
+            holds_gateway,
+            uses_peer,
+            v4: None,
+            v6: None,
+        }
     }
 
     /// With these addresses of this node.
@@ -195,6 +211,20 @@ impl EgressTables {
         let own = self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6));
         let pools = self.pools.iter().flatten().filter(|pool| pool.holder == Holder::Here);
         own.chain(pools.flat_map(|pool| pool.addresses.iter().copied()))
+    }
+
+    /// Are addresses of a NAT gateway here?
+    #[inline]
+    #[must_use]
+    pub fn holds_gateway(&self) -> bool {
+        self.holds_gateway
+    }
+
+    /// Are addresses of a NAT gateway at a peer?
+    #[inline]
+    #[must_use]
+    pub fn uses_peer(&self) -> bool {
+        self.uses_peer
     }
 
     /// Is there any rule besides the node's own action?

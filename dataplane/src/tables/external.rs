@@ -93,6 +93,15 @@ impl External {
         }))
     }
 
+    /// Do flows leave with this address?
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.v4.iter().any(|(own, _)| *own == address.to_bits()),
+            IpAddr::V6(address) => self.v6.iter().any(|(own, _)| *own == address.to_bits()),
+        }
+    }
+
     /// The worker that owns a port (host order) of an IPv4 address (host order).
     #[inline]
     #[must_use]

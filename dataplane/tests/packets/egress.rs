@@ -29,7 +29,17 @@ pub fn outside(family: usize) -> IpAddr {
 
 /// A node with a default route, changed by `change`.
 pub fn bed(mode: Mode, workers: u8, queues: u8, change: impl FnOnce(&mut Node)) -> Bed {
-    let mut changes = objects::cluster(mode, Underlay::Ipv4, workers);
+    bed_over((mode, Underlay::Ipv4), workers, queues, change)
+}
+
+/// The same over that underlay.
+pub fn bed_over(
+    (mode, underlay): (Mode, Underlay),
+    workers: u8,
+    queues: u8,
+    change: impl FnOnce(&mut Node),
+) -> Bed {
+    let mut changes = objects::cluster(mode, underlay, workers);
     if let Change::Set(Object::Node(node)) = &mut changes[0] {
         node.snat.non_masquerade =
             vec!["10.244.0.0/16".parse().unwrap(), "fd12:3456::/48".parse().unwrap()];
@@ -65,7 +75,7 @@ pub fn bed_with(workers: u8, services: Vec<overlane_api::Service>) -> Bed {
 }
 
 /// The port or identifier with which a frame left.
-fn port_of(frame: &[u8], family: usize, is_ping: bool) -> u16 {
+pub fn port_of(frame: &[u8], family: usize, is_ping: bool) -> u16 {
     let l4 = [34, 54][family] + if is_ping { 4 } else { 0 };
     u16::from_be_bytes([frame[l4], frame[l4 + 1]])
 }
@@ -240,7 +250,7 @@ fn rules_say_who_leaves_how() {
         rule("deny", 0, "203.0.113.0/28", EgressAction::Deny),
         rule("as-it-is", 1, "203.0.113.16/28", EgressAction::None),
         rule("gateway", 2, "203.0.113.32/28", gateway("a")),
-        rule("elsewhere", 3, "203.0.113.48/28", gateway("b")),
+        rule("nowhere", 3, "203.0.113.48/28", gateway("z")),
     ] {
         bed.node.set(Object::Egress(rule)).unwrap();
     }
@@ -265,7 +275,7 @@ fn rules_say_who_leaves_how() {
     let port = there_and_back(&mut bed, &sent(33), 41_000, pool);
     let stray = stray.between((outside(0), 444), (pool, port));
     bed.drops(&UPLINK, &stray.frame(IN), "snat_unsolicited");
-    bed.drops(&pod(0), &sent(49).frame(up(0)), "egress_gateway_elsewhere");
+    bed.drops(&pod(0), &sent(49).frame(up(0)), "egress_gateway_unknown");
     there_and_back(&mut bed, &sent(65), 41_000, node_ip(0, 0));
     bed.close();
 }

@@ -15,6 +15,7 @@ mod egress;
 mod egress_tables;
 mod encap;
 mod flat;
+mod gateway;
 mod icmp_error;
 mod listings;
 mod model;

@@ -4,16 +4,18 @@
 use super::decap;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
-use crate::packet::meta::{Kind, Meta, Origin, Target};
+use crate::packet::meta::{Kind, Meta, Origin, Route, Target};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
 use crate::tables::Snapshot;
 use crate::wire::{ethernet, peek};
 
-/// Checks the undecided packets of a vector from the uplink.
+/// Checks the undecided packets of a vector from the uplink. Says whether there are any that only a
+/// flow lets in.
 #[inline(never)]
-pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
+    let mut any_needs_flow = false;
     for (frame, meta) in vector.packets() {
         if !meta.is_pending() {
             continue;
@@ -23,18 +25,63 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
                 if is_owner(meta, cx.tables) {
                     continue;
                 }
+                if cx.tables.egress.uses_peer() && answers_from_gateway(meta, cx.tables) {
+                    any_needs_flow = true;
+                    continue;
+                }
                 decap::again(frame, meta, cx);
                 if !meta.is_pending() {
                     continue;
                 }
             }
-            if !belongs(frame, meta, cx.tables) {
-                meta.verdict = Verdict::Drop(DropReason::InnerSpoofedSource);
+            if belongs(frame, meta, cx.tables) {
+                continue;
             }
+            if cx.tables.egress.uses_peer() && is_from_outside(frame, meta, cx.tables) {
+                meta.needs_flow = true;
+                any_needs_flow = true;
+                continue;
+            }
+            meta.verdict = Verdict::Drop(DropReason::InnerSpoofedSource);
         } else if let Err(reason) = plain(frame, meta, cx.tables) {
             meta.verdict = Verdict::Drop(reason);
         }
     }
+    any_needs_flow
+}
+
+/// Is it a plain packet from the outside of the cluster to a pod here, by a peer in the tunnel that it
+/// may use? That may be the answer to a flow that left by the peer; whether it is, the pod's worker
+/// knows.
+#[inline(never)]
+fn answers_from_gateway(meta: &mut Meta, tables: &Snapshot) -> bool {
+    let peer = tables.peers_v4.get(meta.outer_source);
+    let entry = peer.checked_sub(1).and_then(|index| tables.peers.get(index));
+    let is_peer = entry.is_some_and(|entry| entry.accepts == Some(meta.tunnel));
+    let routes = &tables.routes.v4;
+    let comes = is_peer && is_answer(routes.get(meta.source), routes.get(meta.destination));
+    if comes {
+        meta.peer = peer;
+        meta.needs_flow = true;
+    }
+    comes
+}
+
+/// As [`answers_from_gateway`], of a packet whose sender was checked.
+#[inline(never)]
+fn is_from_outside(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let routes = &tables.routes;
+    match meta.kind {
+        Kind::Ipv4 => is_answer(routes.v4.get(meta.source), routes.v4.get(meta.destination)),
+        _ => is_answer(routes.v6.get(peek::source_v6(ip)), routes.v6.get(peek::destination_v6(ip))),
+    }
+}
+
+fn is_answer(from: Route, to: Route) -> bool {
+    let is_outside =
+        matches!(from.target(), Target::None | Target::Underlay(_) | Target::UnderlayUnknown);
+    is_outside && matches!(to.target(), Target::Endpoint(_))
 }
 
 /// Did the peer to which the packet's inner source is routed send it, in the tunnel that it may

@@ -10,7 +10,7 @@ use crate::packet::flow_key::{Address, FlowKey};
 use crate::packet::meta::{Kind, Meta};
 use crate::packet::vector::{VECTOR, Vector};
 use crate::stages::Context;
-use crate::stages::keys::{Wish, key_v4, key_v6, tcp_flags};
+use crate::stages::keys::{Wish, is_error, key_v4, key_v6, tcp_flags};
 use crate::wire::tcp::SYN;
 
 /// A packet that may be of a flow: its place in the vector, and the hash of its key.
@@ -36,7 +36,7 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
             is_left |= wish == Wish::Open;
             continue;
         }
-        if related::is_error(frame, meta) {
+        if is_error(frame, meta) {
             related::step(frame, meta, cx);
             is_left |= wish == Wish::Open && meta.flow == 0;
             continue;

@@ -3,9 +3,10 @@
 
 use overlane_api::WorkerId;
 
+use super::egress::Leaving;
 use super::family::Family;
-use super::{egress, service};
-use crate::flow::flows::{Flows, HAS_PORT, take_back};
+use super::{egress, gateway, service};
+use crate::flow::flows::{Flows, HAS_PORT, VIA_PEER, take_back};
 use crate::flow::half::Way;
 use crate::flow::table::{InsertError, Opening};
 use crate::flow::tcp_state::tcp_flags_valid;
@@ -17,7 +18,7 @@ use crate::packet::meta::{Kind, Meta, Origin, Route, Target};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
-use crate::stages::keys::{self, Wish, tcp_flags};
+use crate::stages::keys::{self, Wish, is_error, is_for_gateway, tcp_flags};
 use crate::tables::peers::Form;
 use crate::tables::services::UNASSIGNED;
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
@@ -54,11 +55,17 @@ fn step<A: Family>(
     wish: Wish,
     cx: &mut Context<'_>,
 ) -> Result<(), Verdict> {
+    let key = A::key(frame, meta);
+    if is_for_gateway(meta, cx) {
+        gateway::at_home(key.source, cx)?;
+    }
     if meta.l4 == 0 {
         let not_translated = Err(Verdict::Drop(DropReason::FragmentNotTranslated));
         return if wish == Wish::Open { not_translated } else { Ok(()) };
     }
-    let key = A::key(frame, meta);
+    if is_error(frame, meta) && follow_error_way::<A>(frame, meta, cx) {
+        return Ok(());
+    }
     let flags = tcp_flags(frame, meta);
     let table = A::table(cx.flows);
     let hash = table.hash(&key);
@@ -151,8 +158,25 @@ fn at_another_home<A: Family>(
     Some(Verdict::HandOver(home.unwrap_or(next)))
 }
 
+/// Leaves an ICMP error to its flow, if the way of that was to be looked at again first. Says whether
+/// there is one.
+#[cold]
+fn follow_error_way<A: Family>(frame: &Frame, meta: &mut Meta, cx: &mut Context<'_>) -> bool {
+    let Some(key) = A::related_key(frame, meta) else { return false };
+    let table = A::table(cx.flows);
+    let Some(half) = table.find(table.hash(&key), &key) else { return false };
+    match revise::<A>(half, 0, cx) {
+        Revised::GoesOn => follow_error::<A>(half, meta, cx),
+        Revised::IsOver(gone) => {
+            forget::<A>(gone, cx);
+            return false;
+        }
+    }
+    true
+}
+
 /// What is left of a flow.
-enum Revised {
+pub(super) enum Revised {
     /// The packet may follow it.
     GoesOn,
     /// It is to be forgotten.
@@ -160,7 +184,7 @@ enum Revised {
 }
 
 /// Looks at a flow by the tables of today, and at a connection that may have ended.
-fn revise<A: Family>(half: HalfId, tcp_flags: u8, cx: &mut Context<'_>) -> Revised {
+pub(super) fn revise<A: Family>(half: HalfId, tcp_flags: u8, cx: &mut Context<'_>) -> Revised {
     let generation = generation(cx);
     let now = Flows::tick(cx.now_ns);
     let table = A::table(cx.flows);
@@ -186,23 +210,44 @@ fn revise<A: Family>(half: HalfId, tcp_flags: u8, cx: &mut Context<'_>) -> Revis
             return Revised::IsOver(half.flow());
         }
     }
-    let route = leaving_as.destination.route(cx.tables);
+    let mut route = leaving_as.destination.route(cx.tables);
     if matches!(route.target(), Target::Service(_)) {
         // Where it led there is a service by now.
+        return Revised::IsOver(half.flow());
+    }
+    if marks & VIA_PEER != 0 {
+        match gateway::way_today(A::table(cx.flows).half(forward), cx.tables) {
+            None => return Revised::IsOver(half.flow()),
+            Some(way) if half == forward => route = way,
+            Some(_) => {}
+        }
+    } else if marks != 0 && !gateway::goes_on::<A>(half, marks, cx) {
         return Revised::IsOver(half.flow());
     }
     A::table(cx.flows).half_mut(half).set_route(route, generation);
     Revised::GoesOn
 }
 
-fn forget<A: Family>(flow: FlowId, cx: &mut Context<'_>) {
+/// Leaves an ICMP error to the flow it is about. Nothing is recorded: errors keep no flow alive.
+pub(super) fn follow_error<A: Family>(half: HalfId, meta: &mut Meta, cx: &mut Context<'_>) {
+    meta.route = A::table(cx.flows).half(half).route();
+    meta.flow = half.to_number();
+    meta.is_related = true;
+}
+
+pub(super) fn forget<A: Family>(flow: FlowId, cx: &mut Context<'_>) {
     if let Some(removed) = A::table(cx.flows).remove(flow) {
         egress::released(&removed, cx);
     }
 }
 
 /// Leaves the packet to its flow.
-fn follow<A: Family>(half: HalfId, meta: &mut Meta, tcp_flags: u8, cx: &mut Context<'_>) {
+pub(super) fn follow<A: Family>(
+    half: HalfId,
+    meta: &mut Meta,
+    tcp_flags: u8,
+    cx: &mut Context<'_>,
+) {
     let now = Flows::tick(cx.now_ns);
     let found = A::table(cx.flows).half_mut(half);
     found.record(tcp_flags, meta.ip_len, now);
@@ -225,13 +270,14 @@ fn open<A: Family>(
     let begins = !adopted && (is_ping || key.transport() != Transport::Icmp);
     let inside = matches!(meta.origin, Origin::Endpoint | Origin::Host);
     let mut to = *key;
-    let (mut tag, mut marks) = (0, 0);
+    let (mut tag, mut lives) = (0, 0);
+    let mut leaving = Leaving::default();
     let mut keeps_client = true;
     if let Some(vip) = vip(key, meta, cx) {
         let chosen = service::choose(key, vip, inside, adopted, cx).map_err(Verdict::Drop)?;
         (to.destination, to.destination_port) = (chosen.address, chosen.port);
         tag = chosen.service + 1;
-        marks = u16::from(chosen.life) << LIFE;
+        lives = u16::from(chosen.life) << LIFE;
         keeps_client = chosen.keeps_client;
     }
     let route = to.destination.route(cx.tables);
@@ -243,13 +289,15 @@ fn open<A: Family>(
         // where it becomes the service's.
         keeps_client = false;
     }
-    if !keeps_client || is_leaving && meta.origin == Origin::Endpoint {
-        let translated = if keeps_client {
-            egress::translate(key, &mut to, begins, cx)
-        } else {
+    if !keeps_client || is_leaving && matches!(meta.origin, Origin::Endpoint | Origin::Tunnel) {
+        let translated = if !keeps_client {
             egress::with_own_address(key, &mut to, begins, cx)
+        } else if meta.origin == Origin::Tunnel {
+            egress::translate_for_peer(key, &mut to, begins, cx)
+        } else {
+            egress::translate(key, &mut to, begins, cx)
         };
-        marks |= translated.map_err(Verdict::Drop)?;
+        leaving = translated.map_err(Verdict::Drop)?;
     } else if to.destination == key.source {
         // Who reaches itself must not see its own address as the source.
         to.source = A::gateway(cx.tables, meta.origin == Origin::Endpoint);
@@ -263,11 +311,14 @@ fn open<A: Family>(
         // The backend answers the client itself, and so at its home.
         return Err(Verdict::HandOver(home));
     }
+    let marks = leaving.marks | lives;
+    let forward =
+        Way { route: leaving.way.unwrap_or(route), generation: generation(cx), tag, marks };
     let opening = Opening {
         key: *key,
         leaving_as: to,
-        forward: Way { route, generation: generation(cx), tag, marks },
-        reverse: Way { route: key.source.route(cx.tables), generation: generation(cx), tag, marks },
+        forward,
+        reverse: Way { route: key.source.route(cx.tables), ..forward },
         adopted,
     };
     insert(hash, opening, cx).map_err(Verdict::Drop)

@@ -3,16 +3,27 @@
 use std::net::IpAddr;
 
 use super::family::Family;
-use crate::flow::flows::{Flows, HAS_PORT, take_back};
+use super::gateway;
+use crate::flow::flows::{FOR_PEER, Flows, HAS_PORT, VIA_PEER, take_back};
 use crate::flow::ports::Remote;
 use crate::flow::table::Removed;
 use crate::packet::drop::DropReason;
 use crate::packet::flow_key::{FlowKey, Transport};
+use crate::packet::meta::Route;
 use crate::stages::Context;
 use crate::tables::egress::{EgressDecision, Holder};
 
+/// How a flow leaves the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Leaving {
+    /// The marks that it is to have.
+    pub(super) marks: u16,
+    /// Its way, if that is not its destination's: to the peer that holds its gateway.
+    pub(super) way: Option<Route>,
+}
+
 /// Gives the flow with `key`, that would leave as `to`, the source that the egress rules say: another
-/// one only when its packet `begins` something. Returns the marks that the flow is to have.
+/// one only when its packet `begins` something.
 ///
 /// # Errors
 /// It may not leave, or there is nothing that it could leave with.
@@ -21,24 +32,70 @@ pub(super) fn translate<A: Family>(
     to: &mut FlowKey<A>,
     begins: bool,
     cx: &mut Context<'_>,
-) -> Result<u16, DropReason> {
+) -> Result<Leaving, DropReason> {
     let pod = key.source.to_ip();
     let egress = &cx.tables.egress;
     if cx.tables.node.answers_on_uplink && egress.rule(pod, to.destination.to_ip()) == Some(0) {
         // In flat mode only rules translate: the pods' addresses are the underlay's own.
-        return Ok(0);
+        return Ok(Leaving::default());
     }
     let address = match cx.tables.egress.decide(pod, to.destination.to_ip()) {
-        EgressDecision::None => return Ok(0),
+        EgressDecision::None => return Ok(Leaving::default()),
         EgressDecision::Deny => return Err(DropReason::EgressDenied),
         EgressDecision::NoAddress => return Err(DropReason::EgressNoAddress),
         EgressDecision::Node(address) => address,
-        EgressDecision::Gateway(number) => gateway(number, pod, cx)?,
+        EgressDecision::Gateway(number) => {
+            let pool = cx.tables.egress.pool(number).ok_or(DropReason::EgressNoAddress)?;
+            match pool.holder {
+                Holder::Here => pool.paired(pod).ok_or(DropReason::EgressNoAddress)?,
+                Holder::Nobody => return Err(DropReason::EgressGatewayUnknown),
+                Holder::Peer(index) => {
+                    // What it cannot translate need not go there; what began before it may know.
+                    check_protocol(key)?;
+                    if !begins && key.transport() == Transport::Icmp {
+                        return Err(DropReason::EgressProtocol);
+                    }
+                    let way = gateway::way(index, cx.tables)?;
+                    return Ok(Leaving { marks: VIA_PEER, way: Some(way) });
+                }
+            }
+        }
     };
+    take_address(key, to, address, begins, cx)
+}
+
+/// Gives a flow of a peer's pod an address of the gateway that is here.
+///
+/// # Errors
+/// The egress rules do not say so, or there is nothing that it could leave with.
+pub(super) fn translate_for_peer<A: Family>(
+    key: &FlowKey<A>,
+    to: &mut FlowKey<A>,
+    begins: bool,
+    cx: &mut Context<'_>,
+) -> Result<Leaving, DropReason> {
+    let pod = key.source.to_ip();
+    let EgressDecision::Gateway(number) = cx.tables.egress.decide(pod, to.destination.to_ip())
+    else {
+        return Err(DropReason::InnerNotHere);
+    };
+    let pool = cx.tables.egress.pool(number).filter(|pool| pool.holder == Holder::Here);
+    let pool = pool.ok_or(DropReason::InnerNotHere)?;
+    let address = pool.paired(pod).ok_or(DropReason::EgressNoAddress)?;
+    let leaving = take_address(key, to, address, begins, cx)?;
+    Ok(Leaving { marks: leaving.marks | FOR_PEER, ..leaving })
+}
+
+/// Gives a flow that leaves the cluster this address, and a port of it.
+fn take_address<A: Family>(
+    key: &FlowKey<A>,
+    to: &mut FlowKey<A>,
+    address: IpAddr,
+    begins: bool,
+    cx: &mut Context<'_>,
+) -> Result<Leaving, DropReason> {
     let address = A::of(address).ok_or(DropReason::EgressNoAddress)?;
-    if key.transport() == Transport::Other {
-        return Err(DropReason::EgressProtocol);
-    }
+    check_protocol(key)?;
     let ports = A::parts(cx.flows).1;
     let pool = ports.pool(address).ok_or(DropReason::EgressNoAddress)?;
     if !ports.may_take(pool, key.source) {
@@ -47,12 +104,19 @@ pub(super) fn translate<A: Family>(
     to.source = address;
     to.source_port = allocate(key, to, begins, cx)?;
     A::parts(cx.flows).1.note_pod(key.source);
-    Ok(HAS_PORT)
+    Ok(Leaving { marks: HAS_PORT, way: None })
+}
+
+/// Can the source of such packets be translated?
+fn check_protocol<A: Family>(key: &FlowKey<A>) -> Result<(), DropReason> {
+    match key.transport() {
+        Transport::Tcp | Transport::Udp | Transport::Icmp | Transport::Sctp => Ok(()),
+        Transport::Other => Err(DropReason::EgressProtocol),
+    }
 }
 
 /// Gives a flow from outside to a service this node's address as its source, so that the backend's
-/// answers come back here; when its packet `begins` something. Returns the marks that the flow is to
-/// have.
+/// answers come back here; when its packet `begins` something.
 ///
 /// # Errors
 /// There is nothing that it could go on with.
@@ -61,7 +125,7 @@ pub(super) fn with_own_address<A: Family>(
     to: &mut FlowKey<A>,
     begins: bool,
     cx: &mut Context<'_>,
-) -> Result<u16, DropReason> {
+) -> Result<Leaving, DropReason> {
     if !matches!(key.transport(), Transport::Tcp | Transport::Udp | Transport::Sctp) {
         return Err(DropReason::EgressProtocol);
     }
@@ -71,15 +135,7 @@ pub(super) fn with_own_address<A: Family>(
     }
     to.source = own;
     to.source_port = allocate(key, to, begins, cx)?;
-    Ok(HAS_PORT)
-}
-
-fn gateway(number: u32, pod: IpAddr, cx: &Context<'_>) -> Result<IpAddr, DropReason> {
-    let pool = cx.tables.egress.pool(number).ok_or(DropReason::EgressNoAddress)?;
-    if pool.holder != Holder::Here {
-        return Err(DropReason::EgressGatewayElsewhere);
-    }
-    pool.paired(pod).ok_or(DropReason::EgressNoAddress)
+    Ok(Leaving { marks: HAS_PORT, way: None })
 }
 
 /// A source port with which the answers to `to` are told from those of all other flows; `key`'s own

@@ -15,6 +15,8 @@ use crate::tables::services::{BackendAddress, Backends, ServiceEntry};
 pub(super) trait Family: Address + BackendAddress {
     /// The packet's key.
     fn key(frame: &Frame, meta: &Meta) -> FlowKey<Self>;
+    /// The key of the flow's direction in which the packet, an ICMP error, goes.
+    fn related_key(frame: &Frame, meta: &Meta) -> Option<FlowKey<Self>>;
     /// The worker's flows of this family.
     fn table(flows: &mut Flows) -> &mut FlowTable<Self>;
     /// The worker's flows of this family, and their source ports outside.
@@ -38,6 +40,9 @@ pub(super) trait Family: Address + BackendAddress {
 impl Family for u32 {
     fn key(_: &Frame, meta: &Meta) -> FlowKey<Self> {
         keys::key_v4(meta)
+    }
+    fn related_key(frame: &Frame, meta: &Meta) -> Option<FlowKey<Self>> {
+        keys::related_v4(frame, meta)
     }
     fn table(flows: &mut Flows) -> &mut FlowTable<Self> {
         &mut flows.v4
@@ -71,6 +76,9 @@ impl Family for u32 {
 impl Family for u128 {
     fn key(frame: &Frame, meta: &Meta) -> FlowKey<Self> {
         keys::key_v6(frame, meta)
+    }
+    fn related_key(frame: &Frame, meta: &Meta) -> Option<FlowKey<Self>> {
+        keys::related_v6(frame, meta)
     }
     fn table(flows: &mut Flows) -> &mut FlowTable<Self> {
         &mut flows.v6

@@ -17,7 +17,7 @@ use crate::wire::{ethernet, peek};
 /// The verdict about a packet that may not go there.
 #[inline(always)]
 pub fn to_underlay(meta: &Meta, mtu: u16, tables: &Snapshot) -> Result<(), Verdict> {
-    if meta.origin.is_underlay() && meta.flow == 0 {
+    if meta.origin.is_underlay() && meta.flow == 0 && !meta.translated {
         return Err(not_through_us(meta, tables));
     }
     step(meta, mtu)

@@ -4,6 +4,7 @@
 pub mod connect;
 mod egress;
 mod family;
+pub mod gateway;
 pub mod hop;
 pub mod route;
 mod service;

@@ -1,7 +1,7 @@
 //! Destination -> what has it.
 
 use crate::packet::frame::Frame;
-use crate::packet::meta::{Kind, Meta, Target};
+use crate::packet::meta::{Kind, Meta, Route, Target};
 use crate::packet::vector::Vector;
 use crate::stages::Context;
 use crate::tables::Snapshot;
@@ -29,12 +29,34 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
 }
 
 /// Routes anew what another worker routed by tables that have changed since: the endpoint's place
-/// may be another's by now.
+/// may be another's by now. Says whether there are packets that only a flow lets in.
 #[inline(never)]
-pub fn confirm(vector: &mut Vector, cx: &mut Context<'_>) {
+pub fn confirm(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
+    let mut any_needs_flow = false;
     for (frame, meta) in vector.packets() {
+        any_needs_flow |= meta.needs_flow;
         if meta.is_pending() && !is_current(frame, meta, cx.tables) {
             find(frame, meta, cx.tables);
+        }
+    }
+    any_needs_flow
+}
+
+/// Routes what has waited, and what was made here. A piece of a packet goes the way of its flow, which
+/// was found just now.
+#[inline(never)]
+pub fn again(vector: &mut Vector, cx: &mut Context<'_>) {
+    for (frame, meta) in vector.packets() {
+        if meta.is_pending() && meta.flow == 0 {
+            let was = meta.route.target();
+            find(frame, meta, cx.tables);
+            let is_leaving =
+                matches!(meta.route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
+            // It was on its way out by a peer: there, in the tunnel, or nowhere.
+            if let (Target::Peer(index), true) = (was, is_leaving) {
+                let is_tunnel = cx.tables.peers.get(index).is_some_and(|p| p.accepts.is_some());
+                meta.route = Route::new(if is_tunnel { was } else { Target::None });
+            }
         }
     }
 }
