@@ -278,6 +278,10 @@ pub struct BackendStatus {
     /// Flows it has now; absent: not counted.
     #[serde(default)]
     pub flows: Option<u64>,
+    /// Does its node answer clients from outside itself, as the service's `forwarding` asks for? If
+    /// not, as where no Geneve tunnel leads there, their answers come back through this node.
+    #[serde(default)]
+    pub direct: bool,
 }
 
 /// Packets and their bytes (IP packets, without Ethernet and tunnel headers).

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use overlane_api::protocol::{Op, Reply};
 use overlane_api::status::{BackendStatus, ServiceStatus};
-use overlane_api::{BackendState, FrontendKind, Scope};
+use overlane_api::{BackendState, Forwarding, FrontendKind, Scope};
 
 use super::{Answer, Cli, CliError, lines, table};
 
@@ -55,8 +55,19 @@ fn screen(services: &[ServiceStatus]) -> String {
             service.name.clone(),
             service.protocol.to_string(),
             lines(&service.frontends.iter().map(frontend).collect::<Vec<_>>()),
-            lines(&service.backends.iter().map(backend).collect::<Vec<_>>()),
-            format!("{}/{}", scope(service.internal), scope(service.external)),
+            lines(
+                &service
+                    .backends
+                    .iter()
+                    .map(|b| backend(b, service.forwarding))
+                    .collect::<Vec<_>>(),
+            ),
+            format!(
+                "{}/{}{}",
+                scope(service.internal),
+                scope(service.external),
+                if service.forwarding == Forwarding::Dsr { " dsr" } else { "" }
+            ),
             service
                 .affinity_seconds
                 .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")),
@@ -81,7 +92,7 @@ fn frontend(frontend: &overlane_api::Frontend) -> String {
 }
 
 /// Address and port, then what is not as usual.
-fn backend(status: &BackendStatus) -> String {
+fn backend(status: &BackendStatus, forwarding: Forwarding) -> String {
     let backend = &status.backend;
     let mut text = std::net::SocketAddr::new(backend.address, backend.port).to_string();
     if backend.local {
@@ -94,6 +105,9 @@ fn backend(status: &BackendStatus) -> String {
     }
     if !backend.use_cluster && !backend.use_local {
         text.push_str(" unused");
+    }
+    if forwarding == Forwarding::Dsr && !status.direct {
+        text.push_str(" by snat");
     }
     if backend.weight != 1 {
         text.push_str(&format!(" x{}", backend.weight));

@@ -223,6 +223,7 @@ fn service_status() -> ServiceStatus {
             state,
         },
         flows: None,
+        direct: false,
     };
     ServiceStatus {
         name: "default/web:http".into(),

@@ -30,6 +30,14 @@ pub const VIA_PEER: u16 = 2;
 /// A mark of a flow: it is of a peer's pod, and takes an address of a NAT gateway that is here.
 pub const FOR_PEER: u16 = 4;
 
+/// A mark of a flow: the backend's node answers the client itself, so that here are only the client's
+/// packets.
+pub const DIRECT: u16 = 8;
+
+/// A mark of a flow: the client's packets come by a peer, which knows them as packets to a service; the
+/// backend's answers leave here as the service's.
+pub const RETURNS: u16 = 16;
+
 /// The flows of both families.
 #[derive(Debug)]
 pub struct Flows {

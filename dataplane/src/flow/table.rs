@@ -342,9 +342,24 @@ impl<A: Address> FlowTable<A> {
         now: u32,
         gone: &mut dyn FnMut(&Removed<A>),
     ) -> Result<FlowId, InsertError> {
+        self.insert_answering_as(hash, opening, &opening.key.reversed(), now, gone)
+    }
+
+    /// As [`FlowTable::insert`]; the answers leave with `answers_as`.
+    ///
+    /// # Errors
+    /// See [`InsertError`].
+    pub fn insert_answering_as(
+        &mut self,
+        hash: u32,
+        opening: &Opening<A>,
+        answers_as: &FlowKey<A>,
+        now: u32,
+        gone: &mut dyn FnMut(&Removed<A>),
+    ) -> Result<FlowId, InsertError> {
         let there = Rewrite::between(&opening.key, &opening.leaving_as);
         let answer = there.leaving_as.reversed();
-        let back = Rewrite::between(&answer, &opening.key.reversed());
+        let back = Rewrite::between(&answer, answers_as);
         if answer == opening.key {
             return Err(InsertError::OwnAnswer);
         }

@@ -21,6 +21,7 @@
 //! section 4).
 
 use super::Direction;
+use super::flows::DIRECT;
 use super::half::Half;
 use crate::packet::flow_key::{Address, Transport};
 
@@ -101,6 +102,9 @@ impl FlowState {
         if !matches!(forward.key().transport(), Transport::Tcp | Transport::Sctp) {
             return if peer.has(Seen::PACKET) { Self::TwoWay } else { Self::OneWay };
         }
+        if forward.marks() & DIRECT != 0 {
+            return Self::of_opener(opener);
+        }
         let adopted = opener.has(Seen::ADOPTED.0);
         let answered = peer.has(SYN) || adopted && peer.has(Seen::PACKET);
         if answered && opener.has(FIN) && peer.has(FIN) {
@@ -117,6 +121,20 @@ impl FlowState {
             Self::FinPeer
         } else {
             Self::Established
+        }
+    }
+
+    /// The state of a connection of which only the opener's direction is seen.
+    const fn of_opener(opener: Seen) -> Self {
+        if opener.has(RST) {
+            Self::Reset
+        } else if opener.has(FIN) {
+            Self::Closing
+        } else if opener.has(ACK) || opener.has(Seen::ADOPTED.0) {
+            // Who acknowledges was answered.
+            Self::Established
+        } else {
+            Self::Syn
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use overlane_api::flow::{FlowFilter, FlowReport, FlowStatus, NatBinding, NatReport};
 use overlane_api::protocol::{ApiError, ErrorCode, Op, Reply};
 use overlane_api::status::{BackendStatus, ServiceStatus, Traffic};
-use overlane_api::{Change, ObjectKey, Service, WorkerId};
+use overlane_api::{Backend, Change, ObjectKey, Service, WorkerId};
 
 pub use super::nat_trend::Trend;
 use super::nat_usage::Usage;
@@ -196,7 +196,8 @@ impl Listings<'_> {
         let none = ServiceCounts::default();
         let statuses = self.compiler.services().map(|(service, index, entry)| {
             let generation = entry.map_or(0, |entry| u64::from(entry.generation));
-            counts.get(&index).unwrap_or(&none).status(service, generation)
+            let is_direct = |backend: &Backend| self.compiler.answers_directly(service, backend);
+            counts.get(&index).unwrap_or(&none).status(service, generation, is_direct)
         });
         let mut statuses: Vec<ServiceStatus> = statuses.collect();
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
@@ -360,10 +361,16 @@ impl ServiceCounts {
         };
     }
 
-    fn status(&self, service: &Service, generation: u64) -> ServiceStatus {
+    fn status(
+        &self,
+        service: &Service,
+        generation: u64,
+        is_direct: impl Fn(&Backend) -> bool,
+    ) -> ServiceStatus {
         let backends = service.backends.iter().map(|backend| BackendStatus {
             backend: *backend,
             flows: Some(self.backends.get(&(backend.address, backend.port)).copied().unwrap_or(0)),
+            direct: is_direct(backend),
         });
         let all = &self.carried;
         ServiceStatus {

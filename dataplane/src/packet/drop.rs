@@ -124,6 +124,8 @@ drop_reasons! {
         "Run a backend on this node, or set the policy to Cluster.";
     ServiceSourceRange "service_source_range" "The client is not in the service's loadBalancerSourceRanges."
         "Add it there if it should be.";
+    ServiceReturnUnknown "service_return_unknown" "By a peer for direct server return, but this node knows no such service with such a backend here."
+        "After a change of the service nodes differ for a moment; else look at overlane service list here.";
     ServiceProtocol "service_protocol" "To a service's address, neither TCP, UDP, SCTP nor a ping."
         "Services forward TCP, UDP and SCTP only.";
     FlowUnknown "flow_unknown" "In the middle of a connection that this node knows nothing of."

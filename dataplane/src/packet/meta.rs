@@ -68,6 +68,9 @@ pub enum Target {
     UnderlayUnknown,
     /// A service, by VIP number (see `tables/services`).
     Service(u32),
+    /// Another node, by index, that has the backend of a service and answers the client itself. Of
+    /// flows only: no address is routed there.
+    Direct(u32),
 }
 
 impl Route {
@@ -81,6 +84,9 @@ impl Route {
     /// an entry of a table.
     pub const DEAD_END: Self = Self(1);
 
+    /// In a value of kind 0: [`Target::Direct`].
+    const DIRECT: u32 = 1 << 28;
+
     /// Packs a target.
     #[must_use]
     pub const fn new(target: Target) -> Self {
@@ -93,6 +99,7 @@ impl Route {
             Target::Underlay(index) => (5, index),
             Target::UnderlayUnknown => (6, 0),
             Target::Service(vip) => (7, vip),
+            Target::Direct(index) => (0, Self::DIRECT | index),
         };
         Self(kind << Self::SHIFT | index & Self::INDEX)
     }
@@ -110,6 +117,7 @@ impl Route {
             5 => Target::Underlay(index),
             6 => Target::UnderlayUnknown,
             7 => Target::Service(index),
+            _ if index & Self::DIRECT != 0 => Target::Direct(index & !Self::DIRECT),
             _ => Target::None,
         }
     }
@@ -180,6 +188,9 @@ pub struct Meta {
     /// Is its source nothing that the peer has, so that only a flow by that peer lets it in?
     /// `ingress/peer_check`.
     pub needs_flow: bool,
+    /// How many bytes before the packet's Ethernet header the data of the option stands that names
+    /// its service; 0: there is none. `ingress/decap`.
+    pub service_option: u16,
     /// Were its addresses translated here? Then nothing more is decided about them.
     /// `transmit/rewrite`.
     pub translated: bool,
@@ -222,6 +233,7 @@ impl Meta {
             asked: 0,
             is_related: false,
             needs_flow: false,
+            service_option: 0,
             translated: false,
             peer: 0,
             outer_source: 0,
@@ -257,6 +269,8 @@ mod tests {
             Target::Gateway,
             Target::Underlay(3),
             Target::UnderlayUnknown,
+            Target::Direct(0),
+            Target::Direct(1234),
             Target::Service(0),
             Target::Service(Route::MAX_INDEX),
         ] {

@@ -5,10 +5,11 @@ use crate::packet::flow_key::{Address, FlowKey};
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin, Target};
 use crate::stages::Context;
+use crate::tables::Snapshot;
 use crate::wire::quote::{self, Quote};
 use crate::wire::sctp::{Sctp, chunk};
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
-use crate::wire::{ethernet, icmpv4, icmpv6, peek, protocol};
+use crate::wire::{ethernet, geneve, icmpv4, icmpv6, peek, protocol};
 
 /// What flows have to do with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,28 @@ impl Wish {
 pub fn is_for_gateway(meta: &Meta, cx: &Context<'_>) -> bool {
     let is_leaving = matches!(meta.route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
     meta.origin == Origin::Tunnel && is_leaving && cx.tables.egress.holds_gateway()
+}
+
+/// Bytes of the Geneve option that names its service to a packet on its way out; 0: it takes none.
+/// `tcp_flags` are the flags of its TCP header.
+///
+/// A peer that has the backend is told by the first packet of a connection, and by every datagram.
+#[must_use]
+pub fn service_option(meta: &Meta, tcp_flags: u8) -> u16 {
+    let is_direct = matches!(meta.route.target(), Target::Direct(_));
+    let opens = meta.protocol == protocol::UDP || tcp_flags & (SYN | ACK) == SYN;
+    match (is_direct && opens, meta.kind) {
+        (false, _) => 0,
+        (_, Kind::Ipv4) => (geneve::OPTION_HEADER_LEN + geneve::SERVICE_V4) as u16,
+        _ => (geneve::OPTION_HEADER_LEN + geneve::SERVICE_V6) as u16,
+    }
+}
+
+/// Largest IP packet that takes the way of this one, bytes.
+#[must_use]
+pub fn mtu(frame: &Frame, meta: &Meta, tables: &Snapshot) -> u16 {
+    let mtu = tables.mtu(meta.route.target());
+    mtu.saturating_sub(service_option(meta, tcp_flags(frame, meta)))
 }
 
 /// Is the packet an ICMP error? Only asked of packets without an echo's identifier.

@@ -196,6 +196,11 @@ fn way_out(
             transmit::rewrite::step(frame, meta, cx.flows);
             Err(resolve::hop::to_unknown(frame, meta, cx))
         }
+        Target::Direct(index) => {
+            let peer = tables.peers.get(index).ok_or(NO_ROUTE)?;
+            resolve::hop::to_underlay(meta, keys::mtu(frame, meta, tables), tables)?;
+            Ok(transmit::direct::step(frame, meta, peer, uplink, cx.flows))
+        }
         Target::None | Target::Service(_) => Err(NO_ROUTE),
     }
 }

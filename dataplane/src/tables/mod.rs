@@ -73,7 +73,9 @@ impl Snapshot {
     pub fn mtu(&self, target: Target) -> u16 {
         match target {
             Target::Endpoint(index) => self.endpoints.get(index).map_or(0, |e| e.mtu),
-            Target::Peer(index) => self.peers.get(index).map_or(0, |peer| peer.mtu),
+            Target::Peer(index) | Target::Direct(index) => {
+                self.peers.get(index).map_or(0, |peer| peer.mtu)
+            }
             _ => self.node.underlay_mtu,
         }
     }

@@ -102,6 +102,13 @@ impl PeerEntry {
         }
     }
 
+    /// Does it take Geneve options, and know ours?
+    #[inline]
+    #[must_use]
+    pub fn takes_options(&self) -> bool {
+        self.accepts == Some(Mode::Geneve)
+    }
+
     /// The entry of `peer` as seen from `node`. `adjacency` is none while the next hop is not
     /// resolved; `path_mtu` is the largest packet on the way there, bytes.
     #[must_use]

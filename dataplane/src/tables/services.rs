@@ -423,9 +423,18 @@ pub struct ServiceTables {
     /// {VIP, protocol, port} -> [`FrontendRef`].
     ports: Map<u64>,
     services: Paged<Option<ServiceEntry>>,
+    /// Services whose backends answer clients themselves.
+    direct: usize,
 }
 
 impl ServiceTables {
+    /// Is there a service whose backends answer clients themselves?
+    #[inline]
+    #[must_use]
+    pub fn has_direct(&self) -> bool {
+        self.direct != 0
+    }
+
     /// The number of a service's IPv4 address, host order.
     #[inline]
     #[must_use]
@@ -519,7 +528,12 @@ impl ServiceTables {
         while self.services.len() <= index as usize {
             self.services.push(None);
         }
+        let is_direct = |service: &Option<ServiceEntry>| {
+            service.as_ref().is_some_and(|service| service.forwarding == Forwarding::Dsr)
+        };
         if let Some(place) = self.services.get_mut(index) {
+            self.direct -= usize::from(is_direct(place));
+            self.direct += usize::from(is_direct(&service));
             *place = service;
         }
     }

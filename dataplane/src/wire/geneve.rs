@@ -26,6 +26,14 @@ pub const MAX_OPTIONS_LEN: usize = 252;
 pub const OPTION_HEADER_LEN: usize = 4;
 /// Most bytes of data in one option: 31 words.
 pub const MAX_OPTION_DATA_LEN: usize = 124;
+/// Class of the option that names the service of a packet: Cilium's (IANA Geneve Option Class).
+pub const SERVICE_CLASS: u16 = 0x014b;
+/// Type of that option within its class. It is critical.
+pub const SERVICE_TYPE: u8 = 0x81;
+/// Bytes of its data for a packet over IPv4: address, port, two that are 0; network order.
+pub const SERVICE_V4: usize = 8;
+/// The same over IPv6.
+pub const SERVICE_V6: usize = 20;
 /// Bit of an option's type: who does not know the option must drop the packet.
 pub const OPTION_CRITICAL: u8 = 0x80;
 

@@ -11,6 +11,7 @@ mod checksums;
 mod connections_model;
 mod decap;
 mod delivery;
+mod direct;
 mod egress;
 mod egress_tables;
 mod encap;

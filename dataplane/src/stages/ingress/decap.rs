@@ -304,15 +304,23 @@ fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), Dr
     let udp = Udp::parse(segment).map_err(|_| DropReason::OuterBadUdpLength)?;
     let mode = check_peer(ip, meta, tables)?;
     check_udp(ip, segment, &udp, meta.kind, tables)?;
-    let header_len = match mode {
-        Mode::Vxlan => vxlan_header(udp.payload(), tables)?,
+    let (header_len, option) = match mode {
+        Mode::Vxlan => (vxlan_header(udp.payload(), tables)?, None),
         _ => geneve_header(udp.payload(), tables)?,
     };
     let outer_ecn = Ecn::from_tos(meta.tos);
     let inner_len = udp.payload().len() - header_len;
+    if let Some(option) = option {
+        meta.service_option = (header_len - option.at) as u16;
+    }
     frame.trim_front(ethernet::HEADER_LEN + l4 + udp::HEADER_LEN + header_len);
     frame.truncate(inner_len);
     parse_inner(frame, meta, tables)?;
+    if let Some(option) = option
+        && option.len != service_option_len(meta.kind)
+    {
+        return Err(DropReason::GeneveBadOptionLength);
+    }
     combine_ecn(frame, meta, outer_ecn)
 }
 
@@ -380,9 +388,30 @@ fn vxlan_header(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason>
     Ok(crate::wire::vxlan::HEADER_LEN)
 }
 
-/// Checks a Geneve header and its options; says how long they are.
+/// Where the data of the option stands that names a packet's service.
+#[derive(Debug, Clone, Copy)]
+struct ServiceOption {
+    /// From the start of the Geneve header, bytes.
+    at: usize,
+    /// Bytes.
+    len: usize,
+}
+
+/// Bytes of that data for a packet of this family.
+const fn service_option_len(kind: Kind) -> usize {
+    match kind {
+        Kind::Ipv4 => geneve::SERVICE_V4,
+        _ => geneve::SERVICE_V6,
+    }
+}
+
+/// Checks a Geneve header and its options; says how long they are, and where the one stands that names
+/// the service.
 #[inline(always)]
-fn geneve_header(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason> {
+fn geneve_header(
+    datagram: &[u8],
+    tables: &Snapshot,
+) -> Result<(usize, Option<ServiceOption>), DropReason> {
     let header = Geneve::parse(datagram).map_err(|error| geneve_reason(&error))?;
     if header.vni().get() != tables.node.vni {
         return Err(DropReason::TunnelUnknownVni);
@@ -390,25 +419,32 @@ fn geneve_header(datagram: &[u8], tables: &Snapshot) -> Result<usize, DropReason
     if header.is_control() {
         return Err(DropReason::GeneveControlPacket);
     }
-    if header.opt_len() != 0 {
-        geneve_options(&header)?;
-    }
+    let option = if header.opt_len() != 0 { geneve_options(&header)? } else { None };
     if header.protocol() != ethernet::ETHERTYPE_TEB {
         return Err(DropReason::GeneveUnknownProtocol);
     }
-    Ok(header.header_len())
+    Ok((header.header_len(), option))
 }
 
-/// No option is known yet: any critical one is one too many, whatever the C bit says (RFC 8926
-/// section 3.5); the others are skipped.
-fn geneve_options(header: &Geneve<'_>) -> Result<(), DropReason> {
+/// One option is known: that of a packet's service. Any other critical one is one too many, whatever the
+/// C bit says (RFC 8926 section 3.5); the others are skipped. Of two that are known the first counts.
+#[cold]
+fn geneve_options(header: &Geneve<'_>) -> Result<Option<ServiceOption>, DropReason> {
+    let mut at = geneve::HEADER_LEN;
+    let mut found = None;
     for option in header.options() {
         let option = option.map_err(|_| DropReason::GeneveBadOptionLength)?;
-        if option.is_critical() {
+        at += geneve::OPTION_HEADER_LEN;
+        let is_known =
+            (option.class, option.option_type) == (geneve::SERVICE_CLASS, geneve::SERVICE_TYPE);
+        if is_known {
+            found = found.or(Some(ServiceOption { at, len: option.data.len() }));
+        } else if option.is_critical() {
             return Err(DropReason::GeneveUnknownCriticalOption);
         }
+        at += option.data.len();
     }
-    Ok(())
+    Ok(found)
 }
 
 fn geneve_reason(error: &ParseError) -> DropReason {

@@ -25,7 +25,7 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
                 if is_owner(meta, cx.tables) {
                     continue;
                 }
-                if cx.tables.egress.uses_peer() && answers_from_gateway(meta, cx.tables) {
+                if has_outside(cx.tables) && comes_by_peer(meta, cx.tables) {
                     any_needs_flow = true;
                     continue;
                 }
@@ -34,15 +34,13 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
                     continue;
                 }
             }
-            if belongs(frame, meta, cx.tables) {
+            if meta.service_option == 0 && belongs(frame, meta, cx.tables) {
                 continue;
             }
-            if cx.tables.egress.uses_peer() && is_from_outside(frame, meta, cx.tables) {
-                meta.needs_flow = true;
-                any_needs_flow = true;
-                continue;
+            match from_outside(frame, meta, cx.tables) {
+                Ok(()) => any_needs_flow = true,
+                Err(reason) => meta.verdict = Verdict::Drop(reason),
             }
-            meta.verdict = Verdict::Drop(DropReason::InnerSpoofedSource);
         } else if let Err(reason) = plain(frame, meta, cx.tables) {
             meta.verdict = Verdict::Drop(reason);
         }
@@ -50,16 +48,23 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
     any_needs_flow
 }
 
+/// Can anything come from the outside by a peer: answers of a gateway that is there, or clients of a
+/// service whose backends answer them here?
+#[inline]
+fn has_outside(tables: &Snapshot) -> bool {
+    tables.egress.uses_peer() || tables.services.has_direct()
+}
+
 /// Is it a plain packet from the outside of the cluster to a pod here, by a peer in the tunnel that it
-/// may use? That may be the answer to a flow that left by the peer; whether it is, the pod's worker
-/// knows.
+/// may use? Whether a flow lets it in, the pod's worker knows.
 #[inline(never)]
-fn answers_from_gateway(meta: &mut Meta, tables: &Snapshot) -> bool {
+fn comes_by_peer(meta: &mut Meta, tables: &Snapshot) -> bool {
     let peer = tables.peers_v4.get(meta.outer_source);
     let entry = peer.checked_sub(1).and_then(|index| tables.peers.get(index));
     let is_peer = entry.is_some_and(|entry| entry.accepts == Some(meta.tunnel));
     let routes = &tables.routes.v4;
-    let comes = is_peer && is_answer(routes.get(meta.source), routes.get(meta.destination));
+    let comes =
+        is_peer && is_outside(routes.get(meta.source)) && is_pod(routes.get(meta.destination));
     if comes {
         meta.peer = peer;
         meta.needs_flow = true;
@@ -67,21 +72,36 @@ fn answers_from_gateway(meta: &mut Meta, tables: &Snapshot) -> bool {
     comes
 }
 
-/// As [`answers_from_gateway`], of a packet whose sender was checked.
+/// As [`comes_by_peer`], of a packet whose sender was checked; or with an option that names its service.
+///
+/// # Errors
+/// Why it does not come in.
 #[inline(never)]
-fn is_from_outside(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
+fn from_outside(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
     let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
     let routes = &tables.routes;
-    match meta.kind {
-        Kind::Ipv4 => is_answer(routes.v4.get(meta.source), routes.v4.get(meta.destination)),
-        _ => is_answer(routes.v6.get(peek::source_v6(ip)), routes.v6.get(peek::destination_v6(ip))),
+    let (from, to) = match meta.kind {
+        Kind::Ipv4 => (routes.v4.get(meta.source), routes.v4.get(meta.destination)),
+        _ => (routes.v6.get(peek::source_v6(ip)), routes.v6.get(peek::destination_v6(ip))),
+    };
+    if !has_outside(tables) && meta.service_option == 0 || !is_outside(from) {
+        return Err(DropReason::InnerSpoofedSource);
     }
+    if !is_pod(to) {
+        let has_option = meta.service_option != 0;
+        let unknown = DropReason::ServiceReturnUnknown;
+        return Err(if has_option { unknown } else { DropReason::InnerSpoofedSource });
+    }
+    meta.needs_flow = true;
+    Ok(())
 }
 
-fn is_answer(from: Route, to: Route) -> bool {
-    let is_outside =
-        matches!(from.target(), Target::None | Target::Underlay(_) | Target::UnderlayUnknown);
-    is_outside && matches!(to.target(), Target::Endpoint(_))
+fn is_outside(from: Route) -> bool {
+    matches!(from.target(), Target::None | Target::Underlay(_) | Target::UnderlayUnknown)
+}
+
+fn is_pod(to: Route) -> bool {
+    matches!(to.target(), Target::Endpoint(_))
 }
 
 /// Did the peer to which the packet's inner source is routed send it, in the tunnel that it may

@@ -5,8 +5,8 @@ use overlane_api::WorkerId;
 
 use super::egress::Leaving;
 use super::family::Family;
-use super::{egress, gateway, service};
-use crate::flow::flows::{Flows, HAS_PORT, VIA_PEER, take_back};
+use super::{direct, egress, gateway, service};
+use crate::flow::flows::{DIRECT, Flows, HAS_PORT, VIA_PEER, take_back};
 use crate::flow::half::Way;
 use crate::flow::table::{InsertError, Opening};
 use crate::flow::tcp_state::tcp_flags_valid;
@@ -175,6 +175,11 @@ fn follow_error_way<A: Family>(frame: &Frame, meta: &mut Meta, cx: &mut Context<
     true
 }
 
+/// The marks that tell which of the services that had the index a flow is of.
+pub(super) fn life_marks(life: u8) -> u16 {
+    u16::from(life) << LIFE
+}
+
 /// What is left of a flow.
 pub(super) enum Revised {
     /// The packet may follow it.
@@ -203,8 +208,10 @@ pub(super) fn revise<A: Family>(half: HalfId, tcp_flags: u8, cx: &mut Context<'_
     let (leaving_as, tag, marks) = (found.leaving_as(), found.tag(), found.marks());
     let forward = HalfId::new(half.flow(), Direction::Forward);
     if let Some(service) = tag.checked_sub(1) {
-        let forward = A::table(cx.flows).half(forward);
-        let (key, to) = (forward.key(), forward.leaving_as());
+        let table = A::table(cx.flows);
+        // What the client asks is what it is answered by, wherever it is translated.
+        let key = table.half(forward.other()).leaving_as().reversed();
+        let to = table.half(forward).leaving_as();
         let service = (service, (marks >> LIFE) as u8);
         if !service::goes_on(&key, (to.destination, to.destination_port), service, cx) {
             return Revised::IsOver(half.flow());
@@ -215,8 +222,13 @@ pub(super) fn revise<A: Family>(half: HalfId, tcp_flags: u8, cx: &mut Context<'_
         // Where it led there is a service by now.
         return Revised::IsOver(half.flow());
     }
-    if marks & VIA_PEER != 0 {
-        match gateway::way_today(A::table(cx.flows).half(forward), cx.tables) {
+    if marks & (VIA_PEER | DIRECT) != 0 {
+        let found = A::table(cx.flows).half(forward);
+        let way = match marks & DIRECT {
+            0 => gateway::way_today(found, cx.tables),
+            _ => direct::way_today(found, cx.tables),
+        };
+        match way {
             None => return Revised::IsOver(half.flow()),
             Some(way) if half == forward => route = way,
             Some(_) => {}
@@ -272,15 +284,19 @@ fn open<A: Family>(
     let mut to = *key;
     let (mut tag, mut lives) = (0, 0);
     let mut leaving = Leaving::default();
-    let mut keeps_client = true;
+    let (mut keeps_client, mut is_direct) = (true, false);
     if let Some(vip) = vip(key, meta, cx) {
         let chosen = service::choose(key, vip, inside, adopted, cx).map_err(Verdict::Drop)?;
         (to.destination, to.destination_port) = (chosen.address, chosen.port);
         tag = chosen.service + 1;
-        lives = u16::from(chosen.life) << LIFE;
+        lives = life_marks(chosen.life);
         keeps_client = chosen.keeps_client;
+        is_direct = chosen.is_direct;
     }
     let route = to.destination.route(cx.tables);
+    let direct_way = direct::way(route, cx.tables).filter(|_| is_direct);
+    // Nor does a backend here need another's address to answer by, if it may answer.
+    keeps_client |= is_direct && matches!(route.target(), Target::Endpoint(_));
     let is_leaving = matches!(route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
     if meta.origin == Origin::Host
         && (to.destination.is_peer(cx.tables) || comes_back_plain(route.target(), cx))
@@ -288,6 +304,17 @@ fn open<A: Family>(
         // The answer comes to this host by the underlay as it is: only a port of ours brings it here,
         // where it becomes the service's.
         keeps_client = false;
+    }
+    if let (false, Some(way)) = (keeps_client, direct_way) {
+        let marks = direct::MARKS | lives;
+        let direct = Way { route: way, generation: generation(cx), tag, marks };
+        let reverse = Way { route: key.source.route(cx.tables), ..direct };
+        let opening = Opening { key: *key, leaving_as: to, forward: direct, reverse, adopted };
+        match insert_answering_as(&opening, &key.reversed(), cx) {
+            // The same client port to another service of the backend's: told apart by source NAT.
+            Err(DropReason::FlowAmbiguous) => {}
+            done => return done.map_err(Verdict::Drop),
+        }
     }
     if !keeps_client || is_leaving && matches!(meta.origin, Origin::Endpoint | Origin::Tunnel) {
         let translated = if !keeps_client {
@@ -333,6 +360,24 @@ fn comes_back_plain(target: Target, cx: &Context<'_>) -> bool {
         }
         Target::Underlay(_) | Target::UnderlayUnknown => true,
         _ => false,
+    }
+}
+
+/// Installs a flow whose answers leave with `answers_as`.
+pub(super) fn insert_answering_as<A: Family>(
+    opening: &Opening<A>,
+    answers_as: &FlowKey<A>,
+    cx: &mut Context<'_>,
+) -> Result<HalfId, DropReason> {
+    let now = Flows::tick(cx.now_ns);
+    let (table, ports) = A::parts(cx.flows);
+    let hash = table.hash(&opening.key);
+    let mut gone = |gone: &_| take_back(gone, ports, now);
+    match table.insert_answering_as(hash, opening, answers_as, now, &mut gone) {
+        Ok(flow) => Ok(HalfId::new(flow, Direction::Forward)),
+        Err(InsertError::Exists(half)) => Ok(half),
+        Err(InsertError::Full) => Err(DropReason::FlowTableFull),
+        Err(InsertError::Taken(_) | InsertError::OwnAnswer) => Err(DropReason::FlowAmbiguous),
     }
 }
 
@@ -395,7 +440,7 @@ fn insert<A: Family>(
 }
 
 /// The generation as flows note it.
-fn generation(cx: &Context<'_>) -> u32 {
+pub(super) fn generation(cx: &Context<'_>) -> u32 {
     cx.tables.generation as u32
 }
 

@@ -23,6 +23,8 @@ pub(super) trait Family: Address + BackendAddress {
     fn parts(flows: &mut Flows) -> (&mut FlowTable<Self>, &mut PortAllocator<Self>);
     /// The backends that this worker's clients stay with.
     fn affinity(flows: &mut Flows) -> &mut AffinityTable<Self>;
+    /// From its bytes in network order.
+    fn from_network(bytes: &[u8]) -> Option<Self>;
     /// What has the address.
     fn route(self, tables: &Snapshot) -> Route;
     /// The VIP number of the address; none: it is no service's.
@@ -52,6 +54,9 @@ impl Family for u32 {
     }
     fn affinity(flows: &mut Flows) -> &mut AffinityTable<Self> {
         &mut flows.affinity_v4
+    }
+    fn from_network(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self::from_be_bytes)
     }
     fn route(self, tables: &Snapshot) -> Route {
         tables.routes.v4.get(self)
@@ -88,6 +93,9 @@ impl Family for u128 {
     }
     fn affinity(flows: &mut Flows) -> &mut AffinityTable<Self> {
         &mut flows.affinity_v6
+    }
+    fn from_network(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self::from_be_bytes)
     }
     fn route(self, tables: &Snapshot) -> Route {
         tables.routes.v6.get(self)

@@ -13,6 +13,7 @@
 use overlane_api::WorkerId;
 
 use super::connect::{self, Revised};
+use super::direct;
 use super::family::Family;
 use crate::flow::flows::{FOR_PEER, HAS_PORT, VIA_PEER};
 use crate::flow::half::Half;
@@ -27,11 +28,13 @@ use crate::stages::Context;
 use crate::stages::keys::{self, tcp_flags};
 use crate::tables::Snapshot;
 use crate::tables::egress::{EgressDecision, Holder};
+use crate::wire::tcp::SYN;
 
 /// Seed of the hash that chooses a pod's worker at the holder.
 const SEED: u64 = 0x6f76_6c2d_6e61_7467;
 
-/// Lets the answers of gateways elsewhere in: at their pods' home workers, by their flows.
+/// Lets in what peers send from the outside, at the pods' home workers: answers of gateways elsewhere, by
+/// their flows; and clients of services whose backends here answer them (`direct`).
 #[inline(never)]
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     for (frame, meta) in vector.packets() {
@@ -49,7 +52,11 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
 }
 
 /// Leaves the packet to the flow that it answers, or that it is an error about.
-fn let_in<A: Family>(frame: &Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
+fn let_in<A: Family>(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    cx: &mut Context<'_>,
+) -> Result<(), Verdict> {
     const SPOOFED: Verdict = Verdict::Drop(DropReason::InnerSpoofedSource);
     let Target::Endpoint(index) = meta.route.target() else { return Err(SPOOFED) };
     let home = cx.tables.endpoints.get(index).map(|endpoint| endpoint.worker).ok_or(SPOOFED)?;
@@ -60,25 +67,52 @@ fn let_in<A: Family>(frame: &Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Re
     let key = if is_error { A::related_key(frame, meta) } else { Some(A::key(frame, meta)) };
     let key = key.ok_or(SPOOFED)?;
     let flags = if is_error { 0 } else { tcp_flags(frame, meta) };
-    let table = A::table(cx.flows);
-    let half = table.find(table.hash(&key), &key).filter(|half| {
-        half.direction() == Direction::Reverse && table.half(*half).marks() & VIA_PEER != 0
-    });
-    let half = half.ok_or(SPOOFED)?;
-    if let Revised::IsOver(gone) = connect::revise::<A>(half, flags, cx) {
-        connect::forget::<A>(gone, cx);
-        return Err(SPOOFED);
-    }
-    let peer = meta.peer.checked_sub(1).ok_or(SPOOFED)?;
-    if A::table(cx.flows).half(half.other()).route() != Route::new(Target::Peer(peer)) {
-        return Err(SPOOFED);
-    }
+    let frontend = direct::frontend::<A>(frame, meta);
+    let half = match (find(&key, flags, meta, cx), frontend) {
+        (Some(half), None) => half,
+        (Some(half), Some(frontend)) if direct::is_of(half, frontend, cx) => half,
+        (found, Some(frontend)) if !is_error && meta.l4 != 0 => {
+            if let Some(other) = found {
+                connect::forget::<A>(other.flow(), cx);
+            }
+            direct::open(&key, frontend, meta.route, cx).map_err(Verdict::Drop)?
+        }
+        // In the middle of a connection whose beginning was forgotten?
+        (None, None) if flags != 0 && flags & SYN == 0 && cx.tables.services.has_direct() => {
+            return Err(Verdict::Drop(DropReason::FlowUnknown));
+        }
+        _ => return Err(SPOOFED),
+    };
     if is_error {
         connect::follow_error::<A>(half, meta, cx);
     } else {
         connect::follow::<A>(half, meta, flags, cx);
     }
     Ok(())
+}
+
+/// The flow of a packet, or of what an error quotes, that a peer sends from the outside.
+fn find<A: Family>(
+    key: &FlowKey<A>,
+    tcp_flags: u8,
+    meta: &Meta,
+    cx: &mut Context<'_>,
+) -> Option<HalfId> {
+    let table = A::table(cx.flows);
+    let half = table.find(table.hash(key), key)?;
+    let found = table.half(half);
+    let is_answer = half.direction() == Direction::Reverse && found.marks() & VIA_PEER != 0;
+    if !is_answer && !direct::is_returned(half, found) {
+        return None;
+    }
+    if let Revised::IsOver(gone) = connect::revise::<A>(half, tcp_flags, cx) {
+        connect::forget::<A>(gone, cx);
+        return None;
+    }
+    // An answer comes by the peer by which the flow goes; a client's packets by whichever peer has the
+    // service's address.
+    let way = Route::new(Target::Peer(meta.peer.checked_sub(1)?));
+    (!is_answer || A::table(cx.flows).half(half.other()).route() == way).then_some(half)
 }
 
 /// The way to the peer with this index, which holds a gateway.

@@ -2,6 +2,7 @@
 //! first packet of a flow, the service's backend and the source it leaves the cluster with.
 
 pub mod connect;
+mod direct;
 mod egress;
 mod family;
 pub mod gateway;

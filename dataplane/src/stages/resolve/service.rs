@@ -2,6 +2,7 @@
 
 use overlane_api::{Algorithm, FrontendKind, Scope};
 
+use super::direct;
 use super::family::Family;
 use crate::flow::flows::Flows;
 use crate::packet::drop::DropReason;
@@ -26,6 +27,8 @@ pub(super) struct Chosen<A> {
     pub(super) port: u16,
     /// Does the backend see the client's address? Else this node's, so that the answer comes back here.
     pub(super) keeps_client: bool,
+    /// Does the backend's node answer the client itself, if it can be told to?
+    pub(super) is_direct: bool,
 }
 
 /// Chooses a backend for a flow to VIP number `vip`, from inside of the cluster or from outside. An
@@ -84,8 +87,10 @@ pub(super) fn choose<A: Family>(
         A::affinity(cx.flows).note(key.source, frontend.service, to, now);
     }
     let keeps_client = inside || scope == Scope::Local;
+    let is_direct = !inside && direct::is_direct(service, frontend.kind, key.transport());
     let (address, port) = (backend.address, backend.port);
-    Ok(Chosen { service: frontend.service, life: service.life, address, port, keeps_client })
+    let (service, life) = (frontend.service, service.life);
+    Ok(Chosen { service, life, address, port, keeps_client, is_direct })
 }
 
 /// Do the backends of the service that a packet from outside is to see the client's own address? If so:

@@ -6,7 +6,7 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
 use crate::packet::verdict::Verdict;
 use crate::tables::peers::{Form, OUTER_IP, PeerEntry};
-use crate::wire::{checksum, ethernet, ipv4, ipv6, peek, protocol, udp};
+use crate::wire::{checksum, ethernet, geneve, ipv4, ipv6, peek, protocol, udp};
 
 /// Lowest outer source port: the range 49152 to 65535 is right for both RFC 7348 and RFC 8926.
 const FIRST_PORT: u16 = 49152;
@@ -61,6 +61,80 @@ fn unusual(frame: &mut Frame, meta: &mut Meta, peer: &PeerEntry, uplink: &Verdic
         // The headroom is larger than any template: the frame must have come without any.
         None => Verdict::Drop(DropReason::FrameTruncated),
     }
+}
+
+/// Puts the headers of a peer that is reached by Geneve, and is resolved, in front of the packet, with
+/// `option` behind the Geneve header. It is critical.
+#[inline(never)]
+pub(super) fn with_option(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    peer: &PeerEntry,
+    option: &[u8],
+    uplink: &Verdict,
+) -> Verdict {
+    match tunnel_with_option(frame, meta, peer, option) {
+        Some(()) => *uplink,
+        None => Verdict::Drop(DropReason::FrameTruncated),
+    }
+}
+
+fn tunnel_with_option(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    peer: &PeerEntry,
+    option: &[u8],
+) -> Option<()> {
+    const FLAG_CRITICAL: u8 = 0x40;
+    rewrite::take_hop_in(frame, meta);
+    let template = peer.template.get(..usize::from(peer.template_len))?;
+    let (outer, inner) = template.split_at_checked(template.len() - ethernet::HEADER_LEN)?;
+    let bytes = frame.prepend(outer.len() + option.len()).ok()?;
+    let (headers, rest) = bytes.split_at_mut_checked(outer.len())?;
+    let (place, rest) = rest.split_at_mut_checked(option.len())?;
+    place.copy_from_slice(option);
+    headers.copy_from_slice(outer);
+    let [words, flags, ..] = headers.last_chunk_mut::<{ geneve::HEADER_LEN }>()?;
+    (*words, *flags) = ((option.len() / 4) as u8, *flags | FLAG_CRITICAL);
+    let header = rest.first_chunk_mut::<{ ethernet::HEADER_LEN }>()?;
+    *header = *inner.first_chunk()?;
+    if meta.kind != Kind::Ipv4 {
+        header[12..].copy_from_slice(&ethernet::ETHERTYPE_IPV6.to_be_bytes());
+    }
+    let tos = outer_dscp(meta, peer) | meta.tos & 3;
+    let total = bytes.len() - OUTER_IP;
+    let ip = bytes.get_mut(OUTER_IP..)?;
+    let ip_len = match peer.form {
+        Form::Tunnel4 => {
+            let header = ip.first_chunk_mut::<{ ipv4::MIN_HEADER_LEN }>()?;
+            header[1] = tos;
+            header[2..4].copy_from_slice(&(total as u16).to_be_bytes());
+            let sum = u32::from(peer.ip_sum) + u32::from(tos) + total as u32;
+            header[10..12].copy_from_slice(&checksum::finish32(sum).to_be_bytes());
+            ipv4::MIN_HEADER_LEN
+        }
+        Form::Tunnel6 => {
+            let header = ip.first_chunk_mut::<{ ipv6::HEADER_LEN }>()?;
+            let word = 6 << 28 | u32::from(tos) << 20 | meta.hash & 0x000f_ffff;
+            header[..4].copy_from_slice(&word.to_be_bytes());
+            let payload = (total - ipv6::HEADER_LEN) as u16;
+            header[4..6].copy_from_slice(&payload.to_be_bytes());
+            ipv6::HEADER_LEN
+        }
+        Form::Native | Form::NoAddress => return None,
+    };
+    let udp_len = total - ip_len;
+    let header = ip.get_mut(ip_len..)?.first_chunk_mut::<{ udp::HEADER_LEN }>()?;
+    header[..2].copy_from_slice(&source_port(meta.hash).to_be_bytes());
+    header[4..6].copy_from_slice(&(udp_len as u16).to_be_bytes());
+    if peer.checksum {
+        let pseudo = match peer.form {
+            Form::Tunnel4 => peek::pseudo_v4(ip, protocol::UDP, udp_len),
+            _ => peek::pseudo_v6(ip, protocol::UDP, udp_len),
+        };
+        checksum::compute(ip.get_mut(ip_len..)?, udp::CHECKSUM_OFFSET, pseudo);
+    }
+    Some(())
 }
 
 #[inline]

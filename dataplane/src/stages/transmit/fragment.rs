@@ -9,7 +9,7 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
 use crate::packet::vector::{Packet, Vector};
 use crate::packet::verdict::Verdict;
-use crate::stages::Context;
+use crate::stages::{Context, keys};
 use crate::wire::ethernet;
 use crate::wire::ipv4::{self, Ipv4, Ipv4Header};
 
@@ -22,7 +22,7 @@ pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
         if !too_big || meta.dont_fragment || meta.kind != Kind::Ipv4 {
             continue;
         }
-        let limit = usize::from(cx.tables.mtu(meta.route.target()));
+        let limit = usize::from(keys::mtu(frame, meta, cx.tables));
         if split(frame, meta, limit, cx).is_some() {
             meta.verdict = Verdict::Pending;
             any = true;

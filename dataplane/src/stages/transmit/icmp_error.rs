@@ -16,7 +16,7 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin, Target};
 use crate::packet::vector::{Packet, Vector};
 use crate::packet::verdict::Verdict;
-use crate::stages::Context;
+use crate::stages::{Context, keys};
 use crate::wire::icmpv4::{self, Icmpv4Header};
 use crate::wire::icmpv6::{self, Icmpv6Header};
 use crate::wire::ipv4::{self, Ipv4Header};
@@ -116,7 +116,7 @@ fn error_of(reason: DropReason, frame: &Frame, meta: &Meta, cx: &Context<'_>) ->
             (icmpv6::TIME_EXCEEDED, icmpv6::CODE_HOP_LIMIT_EXCEEDED),
         )),
         DropReason::PacketTooBig => {
-            let mtu = u32::from(cx.tables.mtu(meta.route.target()));
+            let mtu = u32::from(keys::mtu(frame, meta, cx.tables));
             // IPv6 knows no smaller MTU than 1280 (RFC 8200 section 5).
             let rest = if meta.kind == Kind::Ipv4 { mtu } else { mtu.max(1280) };
             let too_big = Error::plain(

@@ -3,6 +3,7 @@
 
 pub mod arp_nd;
 pub mod deliver;
+pub mod direct;
 pub mod echo;
 pub mod encap;
 pub mod fragment;

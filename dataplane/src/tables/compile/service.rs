@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use overlane_api::protocol::{ApiError, ErrorCode};
-use overlane_api::{Backend, Frontend, Service};
+use overlane_api::{Backend, Forwarding, Frontend, Protocol, Service};
 
 use super::names::Names;
 use super::{Compiler, Effect};
 use crate::packet::meta::{Route, Target};
 use crate::tables::intervals::Spaces;
+use crate::tables::peers::PeerEntry;
 use crate::tables::services::{BackendAddress, Backends, FrontendRef, ServiceEntry};
 
 /// Most frontends of a service.
@@ -264,6 +265,20 @@ impl Compiler {
             }
         }
         Ok(())
+    }
+
+    /// Does the node of a backend answer clients of the service from outside itself?
+    #[must_use]
+    pub fn answers_directly(&self, service: &Service, backend: &Backend) -> bool {
+        let is_asked = service.forwarding == Forwarding::Dsr && service.protocol != Protocol::Sctp;
+        is_asked
+            && match self.tables.routes.get(backend.address).target() {
+                Target::Endpoint(_) => true,
+                Target::Peer(index) => {
+                    self.tables.peers.get(index).is_some_and(PeerEntry::takes_options)
+                }
+                _ => false,
+            }
     }
 
     /// Adds a frontend, or changes its kind.

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Direct server return: a balancer's address is at one node, the backend at the other, which answers
+# clients outside itself, as the service; the backend sees the client.
+# shellcheck source=dataplane/tests/netns/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+# Of no node's network: the router is told where it is.
+VIP4=198.51.100.80 VIP6=2001:db8:100::80
+PORTS='80=8080/TCP 53=8080/UDP 7000=7000/TCP 7001=7000/UDP'
+
+vip() { case $1 in 4) printf '%s' "$VIP4" ;; 6) printf '%s' "$VIP6" ;; esac; }
+outside() { case $1 in 4) printf '%s' "$EXT4" ;; 6) printf '%s' "$EXT6" ;; esac; }
+
+# balanced FORWARDING: the service, whose backend is at b.
+balanced() {
+  # shellcheck disable=SC2086
+  {
+    service_manifest web 10.96.0.80 fd98::80 $PORTS |
+      sed "s|name: web}|name: web, annotations: {overlane.io/forwarding: $1}}|"
+    printf '  type: LoadBalancer\n  allocateLoadBalancerNodePorts: false\n'
+    printf 'status: {loadBalancer: {ingress: [{ip: %s}, {ip: "%s"}]}}\n' "$VIP4" "$VIP6"
+    printf -- '---\n'
+    slice_manifests web "$PORTS" "b=$(pod_ip4 b 2)" "b=$(pod_ip6 b 2)"
+  } | everywhere web
+}
+
+seen_by_tcp() { equal "the answer" "$(get ext "http://$(in_url "$1")/")" "b-pod2 $2"; }
+seen_by_udp() { equal "the answer" "$(ask ext "$1" 53)" "b-pod2 $2"; }
+udp_to() { at ext "$PYTHON" "$HERE/echo.py" udp "$1" 7001 10; }
+
+mac_of() { in_ns "$1" cat /sys/class/net/eth0/address; }
+# frames FILE FILTER: how many there are in the capture.
+frames() { tcpdump -Z root -nr "$1" "$2" 2> /dev/null | wc -l; }
+
+forwarding_is() { equal "forwarding" "$(overlane_cli a -o json service list | jq -r '[.[].forwarding] | unique | join(" ")')" "$1"; }
+
+# served TITLE FAMILY CLIENT: clients are served, and this is whom the backend sees.
+served() {
+  check "$1, IPv$2: the backend's web server sees $3" wait_until 10 seen_by_tcp "$(vip "$2")" "$3"
+  check "$1, IPv$2: so does one of datagrams" seen_by_udp "$(vip "$2")" "$3"
+  check "$1, IPv$2: TCP, byte by byte" tcp_echo ext "$(vip "$2")"
+  check "$1, IPv$2: UDP" udp_to "$(vip "$2")"
+}
+
+# answered_by FILE NODE OTHER: the service's answers leave by that node, and none by the other.
+answered_by() {
+  local answers="src host $VIP4 or src host $VIP6"
+  at_least "answers by $2" "$(frames "$1" "ether src $(mac_of "$2") and ($answers)")" 40
+  equal "answers by $3" "$(frames "$1" "ether src $(mac_of "$3") and ($answers)")" 0
+}
+
+for options in "4 1" "6 2"; do
+  read -r underlay workers <<< "$options"
+  bed --underlay "$underlay" --workers "$workers"
+  ip -n "$(namespace net)" route add "$VIP4" via "$(node_ip4 a)"
+  ip -n "$(namespace net)" -6 route add "$VIP6" via "$(node_ip6 a)"
+  web b-pod2
+  serve b-pod2
+  balanced dsr
+  wait_until 10 forwarding_is dsr || true
+  capture_begin "$WORK/pcap"
+  for family in 4 6; do served "underlay $underlay" "$family" "$(outside "$family")"; done
+  capture_end
+  check "underlay $underlay: the answers leave by the backend's node" answered_by "$WORK/pcap" b a
+  check "underlay $underlay: no pod's address on the underlay" no_pod_outside "$WORK/pcap"
+  check "underlay $underlay: no bad checksum on the underlay" good_checksums "$WORK/pcap"
+  if [ "$workers" = 1 ]; then
+    link_in net set net-ext mtu 1300
+    link_in ext set eth0 mtu 1300
+    ip -n "$(namespace ext)" route change default via 203.0.113.1 advmss 1460
+    ip -n "$(namespace ext)" -6 route change default via 2001:db8:113::1 advmss 1440
+    for family in 4 6; do
+      check "IPv$family: 1 MB gets through a narrow path to the client" tcp_echo ext "$(vip "$family")" 1000000
+    done
+    link_in ext set eth0 mtu 1500
+    link_in net set net-ext mtu 1500
+  fi
+  balanced snat
+  check "underlay $underlay: the service is changed" wait_until 10 forwarding_is snat
+  served "underlay $underlay, by source NAT" 4 "$(node_ip4 a)"
+  served "underlay $underlay, by source NAT" 6 "$(node_ip6 a)"
+  for node in $NODE_NAMES; do check "underlay $underlay: counters of $node close" closes "$node"; done
+  stop_started
+done
+
+bed --mode vxlan
+ip -n "$(namespace net)" route add "$VIP4" via "$(node_ip4 a)"
+ip -n "$(namespace net)" -6 route add "$VIP6" via "$(node_ip6 a)"
+web b-pod2
+serve b-pod2
+balanced dsr
+served "vxlan: by source NAT" 4 "$(node_ip4 a)"
+served "vxlan: by source NAT" 6 "$(node_ip6 a)"
+check "vxlan: and that is said" grep -q 'by snat' <<< "$(overlane_cli a service list)"
+for node in $NODE_NAMES; do check "vxlan: counters of $node close" closes "$node"; done
+finish
