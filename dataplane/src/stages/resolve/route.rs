@@ -3,7 +3,7 @@
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Route, Target};
 use crate::packet::vector::Vector;
-use crate::stages::Context;
+use crate::stages::{Context, keys};
 use crate::tables::Snapshot;
 use crate::wire::{ethernet, peek};
 
@@ -99,7 +99,8 @@ fn note_node_port(frame: &Frame, meta: &mut Meta, tables: &Snapshot) {
             frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default(),
         )),
     };
-    let port = meta.destination_port;
-    let frontend = vip.and_then(|vip| services.frontend(vip, meta.protocol, port));
+    // An ICMP error is to the service whose answer it quotes.
+    let (protocol, port) = keys::own_end(frame, meta);
+    let frontend = vip.and_then(|vip| services.frontend(vip, protocol, port));
     meta.is_node_port = meta.l4 != 0 && frontend.is_some();
 }

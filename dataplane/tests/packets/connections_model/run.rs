@@ -136,6 +136,13 @@ impl Run {
             // What begins anew is not looked for at other workers.
             *flags = flow::ACK;
         }
+        if packet.ttl <= 1
+            && let Body::Segment(_, _, flags, _) = &mut packet.body
+            && *flags & flow::SYN != 0
+        {
+            // Which of two reasons to drop it is named depends on the worker.
+            *flags &= !(flow::FIN | flow::RST);
+        }
         let fate = self.nat.judge(from, &packet);
         self.check(from, &packet, queue, &fate)
     }
