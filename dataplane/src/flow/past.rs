@@ -1,9 +1,10 @@
 //! What flows that have gone had carried, summed by their tag: with those that are still there, all
-//! that a service ever had.
+//! that a service ever had. And the packets that should have been of a flow of theirs, but opened none.
 
 use bytemuck::AnyBitPattern;
 
 use super::half::Half;
+use crate::packet::drop::DropReason;
 use crate::packet::flow_key::Address;
 use crate::packet::region::{Region, RegionError};
 
@@ -24,6 +25,14 @@ pub struct Carried {
     pub reverse_packets: u64,
     /// Bytes of these IP packets.
     pub reverse_bytes: u64,
+    /// Packets that opened none: no backend exists, and the client was told.
+    pub rejected: u64,
+    /// No backend is where they may go.
+    pub no_local_backend: u64,
+    /// Their sender may not use the address.
+    pub source_range: u64,
+    /// They came from outside to an address for the inside.
+    pub from_outside: u64,
 }
 
 impl Carried {
@@ -36,7 +45,18 @@ impl Carried {
             forward_bytes: forward.bytes(),
             reverse_packets: reverse.packets(),
             reverse_bytes: reverse.bytes(),
+            ..Self::default()
         }
+    }
+
+    /// Packets that were dropped, by reason.
+    #[must_use]
+    pub const fn dropped(&self) -> [(DropReason, u64); 3] {
+        [
+            (DropReason::ServiceNoLocalBackend, self.no_local_backend),
+            (DropReason::ServiceSourceRange, self.source_range),
+            (DropReason::ServiceFromOutside, self.from_outside),
+        ]
     }
 }
 
@@ -47,6 +67,10 @@ impl std::ops::AddAssign for Carried {
         self.forward_bytes += more.forward_bytes;
         self.reverse_packets += more.reverse_packets;
         self.reverse_bytes += more.reverse_bytes;
+        self.rejected += more.rejected;
+        self.no_local_backend += more.no_local_backend;
+        self.source_range += more.source_range;
+        self.from_outside += more.from_outside;
     }
 }
 
@@ -66,6 +90,18 @@ impl Past {
             && let Some(sum) = self.0.get_mut(forward.tag() as usize)
         {
             *sum += Carried::by(forward, reverse);
+        }
+    }
+
+    /// A packet opened no flow, for a reason that is its service's.
+    pub(super) fn refuse(&mut self, tag: u32, reason: DropReason) {
+        let Some(sum) = self.0.get_mut(tag as usize) else { return };
+        match reason {
+            DropReason::ServiceNoBackend => sum.rejected += 1,
+            DropReason::ServiceNoLocalBackend => sum.no_local_backend += 1,
+            DropReason::ServiceSourceRange => sum.source_range += 1,
+            DropReason::ServiceFromOutside => sum.from_outside += 1,
+            _ => {}
         }
     }
 
@@ -108,6 +144,7 @@ mod tests {
             forward_bytes: 150,
             reverse_packets: 1,
             reverse_bytes: 1000,
+            ..Carried::default()
         };
         let mut two = one;
         two += one;

@@ -14,6 +14,7 @@ use super::past::Past;
 use super::tcp_state::FlowState;
 use super::timeouts::Timeouts;
 use super::{Direction, FlowId, HalfId};
+use crate::packet::drop::DropReason;
 use crate::packet::flow_key::{Address, FlowHash, FlowKey, Transport};
 use crate::packet::prefetch::prefetch;
 use crate::packet::region::{Region, RegionError};
@@ -237,6 +238,12 @@ impl<A: Address> FlowTable<A> {
     #[must_use]
     pub fn past(&self) -> &Past {
         &self.past
+    }
+
+    /// A packet opened no flow, for a reason that is the service's whose flows have this tag.
+    #[cold]
+    pub fn refuse(&mut self, tag: u32, reason: DropReason) {
+        self.past.refuse(tag, reason);
     }
 
     /// The hash of a key in this table.

@@ -358,6 +358,7 @@ impl ServiceCounts {
             forward_bytes: flow.forward.bytes,
             reverse_packets: flow.reverse.packets,
             reverse_bytes: flow.reverse.bytes,
+            ..Carried::default()
         };
     }
 
@@ -387,8 +388,13 @@ impl ServiceCounts {
             new_flows: all.flows,
             to_backends: Traffic { packets: all.forward_packets, bytes: all.forward_bytes },
             to_clients: Traffic { packets: all.reverse_packets, bytes: all.reverse_bytes },
-            rejected: 0,
-            dropped: Default::default(),
+            rejected: all.rejected,
+            dropped: all
+                .dropped()
+                .into_iter()
+                .filter(|(_, packets)| *packets > 0)
+                .map(|(reason, packets)| (reason.name().to_owned(), packets))
+                .collect(),
         }
     }
 }

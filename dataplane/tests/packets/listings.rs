@@ -159,8 +159,15 @@ fn usage(bed: &mut Bed) -> Vec<NatUsage> {
 
 #[track_caller]
 fn the_service(bed: &mut Bed) -> ServiceStatus {
+    let mut services = all_services(bed);
+    assert_eq!(services.len(), 1);
+    services.remove(0)
+}
+
+#[track_caller]
+pub fn all_services(bed: &mut Bed) -> Vec<ServiceStatus> {
     match ask(bed, Op::Services) {
-        Ok(Reply::Services(services)) if services.len() == 1 => services[0].clone(),
+        Ok(Reply::Services(services)) => services,
         other => panic!("{other:?}"),
     }
 }

@@ -249,6 +249,8 @@ fn what_no_backend_answers_is_refused_at_once() {
         // No service has the address.
         let sent = packet(from, vip(100, family), udp());
         bed.drops(&pod(0), &sent.frame(up(0)), "service_unassigned");
+        let rejected = super::listings::all_services(&mut bed).into_iter().map(|s| s.rejected);
+        assert_eq!(rejected.collect::<Vec<_>>(), [1, 1, 1]);
         bed.close();
     }
 }

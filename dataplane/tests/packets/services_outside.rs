@@ -12,6 +12,7 @@ use super::build::{
 };
 use super::egress::{OUT, bed_with, outside};
 use super::icmp_error::{error, names, told};
+use super::listings::all_services;
 use super::services::{service, vip};
 
 const SYN: u8 = 2;
@@ -116,6 +117,12 @@ fn what_may_not_come_in_is_named() {
         let ssh = syn(family, (node_ip(0, family), 22));
         assert_eq!(bed.send(&UPLINK, &ssh.frame(IN), TO_HOST)[0].0, Place::Host);
     }
+    // The listing says what the service refused, of both families.
+    let services = all_services(&mut bed);
+    let reasons = ["service_from_outside", "service_no_local_backend", "service_source_range"];
+    let dropped: Vec<_> = services[0].dropped.iter().map(|(n, c)| (n.as_str(), *c)).collect();
+    assert_eq!(dropped, reasons.map(|name| (name, 2)));
+    assert_eq!((services[0].rejected, services[0].new_flows), (0, 0));
     bed.close();
 }
 

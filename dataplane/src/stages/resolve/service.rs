@@ -54,11 +54,15 @@ pub(super) fn choose<A: Family>(
         .frontend(vip, key.protocol, key.destination_port)
         .ok_or(DropReason::ServiceUnknownPort)?;
     let service = services.service(frontend.service).ok_or(DropReason::ServiceUnknownPort)?;
+    let refuse = |flows: &mut Flows, reason| {
+        A::table(flows).refuse(frontend.service + 1, reason);
+        reason
+    };
     if !inside && frontend.kind == FrontendKind::ClusterIp {
-        return Err(DropReason::ServiceFromOutside);
+        return Err(refuse(cx.flows, DropReason::ServiceFromOutside));
     }
     if !service.admits(frontend.kind, key.source.to_ip()) {
-        return Err(DropReason::ServiceSourceRange);
+        return Err(refuse(cx.flows, DropReason::ServiceSourceRange));
     }
     let scope = service.scope(frontend.kind, inside);
     let kept = kept(key, frontend.service, service, (scope, inside), cx.flows, cx.now_ns);
@@ -72,15 +76,17 @@ pub(super) fn choose<A: Family>(
     };
     let backends = A::backends(service);
     let is_foretold = kept.is_some() || !is_random;
-    let backend = kept.or_else(|| backends.choose(scope, hash)).ok_or_else(|| {
-        if backends.has_any() {
+    let Some(backend) = kept.or_else(|| backends.choose(scope, hash)) else {
+        let elsewhere = backends.has_any();
+        let reason = if elsewhere {
             DropReason::ServiceNoLocalBackend
         } else {
             DropReason::ServiceNoBackend
-        }
-    })?;
+        };
+        return Err(refuse(cx.flows, reason));
+    };
     if adopted && !is_foretold {
-        return Err(DropReason::FlowUnknown);
+        return Err(refuse(cx.flows, DropReason::FlowUnknown));
     }
     if service.affinity_seconds != 0 && inside {
         let (to, now) = ((backend.address, backend.port), Flows::tick(cx.now_ns));
