@@ -21,11 +21,12 @@ leaves the testbed up.
 TEXT
 }
 
-STEPS=10 STEP=0
+STEPS=12 STEP=0
 WORK=$(mktemp -d /tmp/overlane-quickstart.XXXXXX)
 # Results for the picture at the end.
-RTT4='' RTT6='' COPIED='' RATE='' BACK='' OUTER='' SPREAD='' SEEN=''
+RTT4='' RTT6='' COPIED='' RATE='' BACK='' OUTER='' SPREAD='' SEEN='' ASKED=''
 VIP4=10.96.1.1 VIP6=fd98::101
+DNS4=10.96.0.10 DNS6=fd98::a NODE_PORT=30080
 
 step() {
   STEP=$((STEP + 1))
@@ -134,7 +135,7 @@ service() {
   web a-pod2
   web b-pod1
   NODE_NAMES='a b'
-  service_manifest web $VIP4 $VIP6 80=8080/TCP | everywhere service-web
+  service_manifest web $VIP4 $VIP6 80=8080/TCP@$NODE_PORT | everywhere service-web
   slice_manifests web 80=8080/TCP "a=$(pod_ip4 a 2)" "a=$(pod_ip6 a 2)" "b=$(pod_ip4 b 1)" "b=$(pod_ip6 b 1)" |
     everywhere slices-web
   for address in "$VIP4" "[$VIP6]"; do
@@ -146,6 +147,44 @@ service() {
     [ -n "$SPREAD" ] || SPREAD=$(awk '{ n[$1]++ } END { print n["a-pod2"] " a-pod2, " n["b-pod1"] " b-pod1" }' "$WORK/answers")
   done
 }
+
+# The same service from outside: any node's address and the NodePort. Its backends see the node that
+# was asked, so that their answers come back through it.
+from_outside() {
+  local address
+  for address in "$(node_ip4 a)" "$(node_ip4 b)" "[$(node_ip6 a)]" "[$(node_ip6 b)]"; do
+    address=http://$address:$NODE_PORT/
+    wait_until 5 answers ext "$address" || die "$address does not answer ovl-ext: $TESTBED status"
+    printf '    20 times curl %s\n' "$address"
+    for ((i = 0; i < 20; i++)); do get ext "$address" || die "$address did not answer"; done > "$WORK/answers"
+    sort "$WORK/answers" | uniq -c
+  done
+}
+
+# A name server in a pod of b, asked by its service's address from a pod of a.
+dns() {
+  local address how name=web.default.svc.cluster.local
+  if ! at b-pod2 ss -Hlnu 'sport = :53' | grep -q .; then
+    # Everything of it stays in the pod; it goes with the testbed.
+    setsid ip netns exec "$(namespace b-pod2)" dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv \
+      --no-hosts --pid-file= --user=root --address="/$name/$VIP4" --address="/$name/$VIP6" \
+      < /dev/null > "$WORK/dnsmasq" 2>&1 &
+    disown "$!"
+  fi
+  wait_until 5 listening b-pod2 53 || die "dnsmasq in b-pod2 does not listen: $(cat "$WORK/dnsmasq")"
+  service_manifest dns $DNS4 $DNS6 53=53/UDP 53=53/TCP | everywhere service-dns
+  slice_manifests dns '53=53/UDP 53=53/TCP' "b=$(pod_ip4 b 2)" "b=$(pod_ip6 b 2)" | everywhere slices-dns
+  for address in $DNS4 $DNS6; do
+    for how in +notcp +tcp; do
+      wait_until 5 resolves "$address" "$how" "$name" || die "$address does not answer $how: $TESTBED status"
+      printf '    dig %s @%s %s: %s\n' "$how" "$address" "$name" \
+        "$(ask "$address" "$how" A "$name"), $(ask "$address" "$how" AAAA "$name")"
+    done
+  done
+  ASKED=$DNS4
+}
+ask() { at a-pod1 dig "$2" +short +tries=1 +time=1 "@$1" "$4" "$3"; }
+resolves() { [ "$(ask "$1" "$2" A "$3")" = "$VIP4" ] && [ "$(ask "$1" "$2" AAAA "$3")" = "$VIP6" ]; }
 
 # A host outside the cluster sees nodes, not pods; in flat mode pods are at home in the node network.
 outside() {
@@ -213,6 +252,7 @@ picture() {
   between "TCP   $RATE Mbit/s there, $BACK back"
   between "copy  $COPIED"
   between "$VIP4  $SPREAD"
+  between "$ASKED  names, by UDP and TCP"
   between ""
   two "ovl-a  overlane-dataplane" "ovl-b  overlane-dataplane"
   two "$(node_ip4 a)" "$(node_ip4 b)"
@@ -221,6 +261,7 @@ picture() {
   printf '        %s: %s\n' "$MODE" "$OUTER"
   printf '                            |\n'
   printf '        ovl-ext  %s  sees %s\n' "$EXT4" "$SEEN"
+  printf '                 and asks %s:%s\n' "$(node_ip4 a)" "$NODE_PORT"
   cat <<TEXT
 
 It took $SECONDS s. The testbed is up; three things to try next:
@@ -259,6 +300,10 @@ step "a frame on the underlay, decoded"
 show_frame
 step "a service with a backend on each node"
 service
+step "the service from a host outside the cluster"
+from_outside
+step "names by a service: a name server in a pod"
+dns
 step "a host outside the cluster"
 outside
 step "what the nodes say, and counters that close"

@@ -105,14 +105,18 @@ gone() {
   for node in $NODE_NAMES; do rm -f "$RUN_DIR/$node/manifests/$1.yaml"; done
 }
 
-# service_manifest NAME IP4 IP6 PORT=TARGET/PROTOCOL...: a dual-stack service.
+# service_manifest NAME IP4 IP6 PORT=TARGET/PROTOCOL[@NODEPORT]...: a dual-stack service. With
+# LOAD_BALANCER="IP4 IP6" it has these addresses of a load balancer as well.
 service_manifest() {
-  local name=$1 port target
+  local name=$1 port target type=ClusterIP address
+  case $* in *@*) type=NodePort ;; esac
+  [ -z "${LOAD_BALANCER:-}" ] || type=LoadBalancer
   cat <<YAML
 apiVersion: v1
 kind: Service
 metadata: {namespace: default, name: $name}
 spec:
+  type: $type
   clusterIP: $2
   clusterIPs: [$2, "$3"]
   ipFamilies: [IPv4, IPv6]
@@ -121,12 +125,16 @@ spec:
 YAML
   shift 3
   for port in "$@"; do
-    target=${port#*=}
-    printf '    - {name: %s, port: %s, targetPort: %s, protocol: %s}\n' \
-      "$(port_name "$port")" "${port%%=*}" "${target%/*}" "${target#*/}"
+    target=${port#*=} target=${target%@*}
+    printf '    - {name: %s, port: %s, targetPort: %s, protocol: %s%s}\n' "$(port_name "${port%@*}")" \
+      "${port%%=*}" "${target%/*}" "${target#*/}" "$(node_port "$port")"
   done
+  [ -n "${LOAD_BALANCER:-}" ] || return 0
+  printf 'status:\n  loadBalancer:\n    ingress:\n'
+  for address in $LOAD_BALANCER; do printf '      - {ip: "%s"}\n' "$address"; done
 }
 port_name() { local port=${1%%=*}; printf 'p%s-%s' "$port" "$(tr '[:upper:]' '[:lower:]' <<< "${1#*/}")"; }
+node_port() { case $1 in *@*) printf ', nodePort: %s' "${1#*@}" ;; esac; }
 
 # slice_manifests NAME PORTS NODE=ADDRESS...: the service's endpoints, one slice of each family.
 # PORTS: those of service_manifest, in one word.
