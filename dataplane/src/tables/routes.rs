@@ -7,14 +7,57 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use arrayvec::ArrayVec;
 use ipnet::IpNet;
 
 use super::hash::Map;
 use super::hosts::{Hosts, Neighbor};
 use crate::packet::meta::Route;
 
-/// By prefix length, longest first: the mask and the networks.
-type Prefixes<K> = Vec<(u8, K, Map<K>)>;
+/// By prefix length, longest first.
+type Prefixes<K> = Vec<Networks<K>>;
+
+/// Networks that are compared one by one, which is quicker for so few.
+const FEW: usize = 4;
+
+/// The networks of one prefix length. Of most lengths there are few: a range for services, the node's
+/// own routes. Of one there are many: a range for each node.
+#[derive(Debug, Clone)]
+struct Networks<K: Neighbor> {
+    len: u8,
+    mask: K,
+    all: Map<K>,
+    /// All of them, unless there have been more.
+    few: Option<ArrayVec<(K, u32), FEW>>,
+}
+
+impl<K: Address> Networks<K> {
+    fn new(len: u8) -> Self {
+        Self { len, mask: K::mask(len), all: Map::<K>::default(), few: Some(ArrayVec::new()) }
+    }
+
+    /// The value of the network that `address` is in; 0: it is in none.
+    #[inline(always)]
+    fn get(&self, address: K) -> u32 {
+        let network = address.network(self.mask);
+        match &self.few {
+            Some(few) => few.iter().find(|(own, _)| *own == network).map_or(0, |(_, value)| *value),
+            None => self.all.get(network),
+        }
+    }
+
+    /// Sets the value of the network that `address` is in; 0 removes it. Returns the former one.
+    fn set(&mut self, address: K, value: u32) -> u32 {
+        let network = address.network(self.mask);
+        if let Some(few) = &mut self.few {
+            few.retain(|(own, _)| *own != network);
+            if value != 0 && few.try_push((network, value)).is_err() {
+                self.few = None;
+            }
+        }
+        self.all.set(network, value)
+    }
+}
 
 /// Routes of one address family.
 #[derive(Debug, Clone)]
@@ -126,14 +169,15 @@ impl<K: Address> Routes<K> {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let prefixes = self.prefixes.iter().chain(&self.underlay);
-        self.hosts.bytes() + prefixes.map(|(_, _, map)| map.bytes()).sum::<usize>()
+        self.hosts.bytes() + prefixes.map(|networks| networks.all.bytes()).sum::<usize>()
     }
 }
 
 /// What has the longest of `prefixes` that contains `address`.
-fn longest<K: Address>(prefixes: &[(u8, K, Map<K>)], address: K) -> Route {
-    for (_, mask, networks) in prefixes {
-        let value = networks.get(address.network(*mask));
+#[inline]
+fn longest<K: Address>(prefixes: &[Networks<K>], address: K) -> Route {
+    for networks in prefixes {
+        let value = networks.get(address);
         if value != 0 {
             return Route(value);
         }
@@ -143,21 +187,20 @@ fn longest<K: Address>(prefixes: &[(u8, K, Map<K>)], address: K) -> Route {
 
 /// Sets what has `address/len`; the route of nothing removes it. Returns the former one.
 fn set_in<K: Address>(prefixes: &mut Prefixes<K>, address: K, len: u8, route: Route) -> Route {
-    let mask = K::mask(len);
-    match prefixes.binary_search_by(|(other, _, _)| len.cmp(other)) {
+    match prefixes.binary_search_by(|networks| len.cmp(&networks.len)) {
         Ok(at) => {
-            let (_, _, networks) = &mut prefixes[at];
-            let old = networks.set(address.network(mask), route.0);
-            if networks.is_empty() {
+            let networks = &mut prefixes[at];
+            let old = networks.set(address, route.0);
+            if networks.all.is_empty() {
                 prefixes.remove(at);
             }
             Route(old)
         }
         Err(at) => {
             if route.is_some() {
-                let mut networks = Map::<K>::default();
-                networks.set(address.network(mask), route.0);
-                prefixes.insert(at, (len, mask, networks));
+                let mut networks = Networks::new(len);
+                networks.set(address, route.0);
+                prefixes.insert(at, networks);
             }
             Route(0)
         }
@@ -308,7 +351,9 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_a_linear_search(
-            prefixes in prop::collection::vec((any::<u32>(), 0_u8..=32), 0..60),
+            // Many of one length, and few of each of the others; some go again.
+            prefixes in prop::collection::vec((any::<u32>(), prop_oneof![Just(24_u8), 0_u8..=32]), 0..60),
+            gone in prop::collection::vec(0_usize..60, 0..30),
             probes in prop::collection::vec((any::<u32>(), 0_usize..60), 0..60),
         ) {
             let mut routes = Routes::<u32>::default();
@@ -318,6 +363,12 @@ mod tests {
                 list.retain(|(n, l, _)| (*n, *l) != (network, *len));
                 list.push((network, *len, route(number)));
                 routes.set(*address, *len, route(number));
+            }
+            for at in gone {
+                let Some((address, len)) = prefixes.get(at) else { continue };
+                let network = address & u32::mask(*len);
+                list.retain(|(n, l, _)| (*n, *l) != (network, *len));
+                routes.set(*address, *len, Route(0));
             }
             for (noise, near) in probes {
                 // Half of the probes lie near a prefix, or they would hardly ever hit.
