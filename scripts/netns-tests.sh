@@ -60,7 +60,9 @@ for file in "$ROOT"/dataplane/tests/netns/[0-9]*.sh; do
       failures=$((failures + 1))
       [ "$VERBOSE" = yes ] || grep -v '^  ok ' "$log" || true
       if [ "$status" = 124 ] || [ "$status" = 137 ]; then printf 'FAILED %s (not done after 300 s)\n' "$name"
-      else printf 'FAILED %s (%s of %s checks, %d s)\n' "$name" "$(grep -c '^  BAD ' "$log" || true)" "$(grep -cE '^  (ok|BAD) ' "$log" || true)" "$took"; fi ;;
+      else printf 'FAILED %s (%s of %s checks, %d s)\n' "$name" "$(grep -c '^  BAD ' "$log" || true)" "$(grep -cE '^  (ok|BAD) ' "$log" || true)" "$took"; fi
+      # Again, after all that the scenario had to show: the end of a log is what is kept of it.
+      grep -A 9 '^  BAD ' "$log" | grep -v '^  ok ' || true ;;
   esac
   if [ "$VERBOSE" = yes ]; then cat "$log"; fi
 done
