@@ -3,6 +3,8 @@
 
 use clap::{Args, Parser};
 
+use overlane_dataplane::io::VECTOR;
+
 use crate::error::PerfError;
 use crate::measure::{Ports, forward};
 use crate::rig::Rig;
@@ -40,6 +42,7 @@ impl Cluster {
             peers: self.peers,
             endpoints: self.endpoints,
             frames: self.frames,
+            ..Load::default()
         }
     }
 }
@@ -84,6 +87,15 @@ impl Forward {
         let load = self.cluster.load(self.flows);
         if self.ports_alone {
             return Ok(Ports::new(self.scenario, &load)?.carry(self.vectors));
+        }
+        if self.scenario.opens {
+            // As many flows as packets, whatever was asked for.
+            let load = Load { flows: self.vectors * VECTOR, ..load };
+            let mut rig = Rig::new(self.scenario, &load, 1)?;
+            rig.arrive(&load)?;
+            let packets = forward(&mut rig.bench.workers[0], self.vectors);
+            rig.check()?;
+            return Ok(packets);
         }
         let mut rig = Rig::new(self.scenario, &load, 1)?;
         let workers = rig.bench.workers.iter_mut();

@@ -1,9 +1,9 @@
 //! The frames that arrive: built with the dataplane's own header writers.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use overlane_api::{MacAddr, Mode, Underlay, Vni};
-use overlane_dataplane::wire::{checksum, ethernet, geneve, ipv4, ipv6, protocol, udp, vxlan};
+use overlane_dataplane::wire::{checksum, ethernet, geneve, ipv4, ipv6, protocol, tcp, udp, vxlan};
 
 /// Bytes of an Ethernet frame's check sequence, which is never in memory.
 pub const CHECK_SEQUENCE: usize = 4;
@@ -98,6 +98,53 @@ impl Datagram {
         let len = size.saturating_sub(self.header_len() + CHECK_SEQUENCE);
         self.frame(&vec![0x5a; len])
     }
+}
+
+/// A TCP segment without data, with these addresses of the Ethernet header, addresses, ports and flags,
+/// each of them source and destination; 60 bytes, as the shortest frame on the wire.
+#[must_use]
+pub fn tcp(
+    macs: (MacAddr, MacAddr),
+    (source, destination): (Ipv4Addr, Ipv4Addr),
+    (source_port, destination_port): (u16, u16),
+    flags: u8,
+) -> Vec<u8> {
+    const IP: usize = ethernet::HEADER_LEN;
+    const TCP: usize = IP + ipv4::MIN_HEADER_LEN;
+    const LEN: u16 = tcp::MIN_HEADER_LEN as u16;
+    let mut frame = vec![0; 64 - CHECK_SEQUENCE];
+    let header = ipv4::Ipv4Header {
+        tos: 0,
+        total_len: ipv4::MIN_HEADER_LEN as u16 + LEN,
+        identification: 0,
+        fragment: ipv4::DONT_FRAGMENT,
+        ttl: 64,
+        protocol: protocol::TCP,
+        source,
+        destination,
+    };
+    let segment = tcp::TcpHeader {
+        source_port,
+        destination_port,
+        sequence: 1,
+        acknowledgment: 1,
+        flags,
+        window: 1024,
+        checksum: 0,
+        urgent: 0,
+    };
+    if let Some(place) = frame.first_chunk_mut() {
+        ethernet::write(place, macs.1, macs.0, ethernet::ETHERTYPE_IPV4);
+    }
+    if let Some(place) = frame[IP..].first_chunk_mut() {
+        header.write(place);
+    }
+    if let Some(place) = frame[TCP..].first_chunk_mut() {
+        segment.write(place);
+    }
+    let sum = checksum::pseudo_header_v4(source, destination, protocol::TCP, LEN);
+    checksum::compute(&mut frame[TCP..TCP + tcp::MIN_HEADER_LEN], tcp::CHECKSUM_OFFSET, sum);
+    frame
 }
 
 /// The frame `inner` in a tunnel of `mode` from `outer`'s source to its destination, as a peer

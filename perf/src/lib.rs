@@ -3,6 +3,7 @@
 //! - [`pipeline`]: what a packet costs from port to port, in memory.
 //! - [`baseline`]: have the instructions for a packet risen?
 //! - [`tables`], [`services`]: what the tables cost with a large cluster in them.
+//! - [`connections`]: what many services, flows and workers do to connections.
 //! - [`steady`]: what a worker does besides moving packets: nothing, as this shows.
 //!
 //! All drive the real workers, stages and tables; only the ports are memory.
@@ -15,6 +16,7 @@
 pub mod baseline;
 pub mod callgrind;
 pub mod child;
+pub mod connections;
 pub mod error;
 pub mod frames;
 pub mod machine;

@@ -9,7 +9,7 @@ use overlane_perf::child::{Cluster, Forward};
 use overlane_perf::error::PerfError;
 use overlane_perf::pipeline::{self, Plan};
 use overlane_perf::scenario::Scenario;
-use overlane_perf::{services, steady, tables};
+use overlane_perf::{connections, services, steady, tables};
 use serde::Serialize;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
@@ -100,6 +100,12 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// What many services, many flows and several workers do to connections; fails when a bound does
+    /// not hold.
+    Connections {
+        #[command(flatten)]
+        output: Output,
+    },
     /// Shows what a worker does besides moving packets (needs valgrind, objdump and strace).
     Steady {
         /// Scenarios, separated by commas; or all.
@@ -168,6 +174,10 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
                 .and_then(|plan| tables::run(peers, endpoints, adds, plan))
                 .map(|report| show(&report, &report.table(), &output))
         }
+        Command::Connections { output } => connections::run().map(|report| {
+            show(&report, &report.table(), &output);
+            if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }),
         Command::Steady { scenario, output } => {
             let scenarios = scenarios(&scenario)?;
             steady::run(&scenarios, ALLOCATOR).map(|report| {

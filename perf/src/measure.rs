@@ -143,6 +143,9 @@ pub fn measure(
     workers: usize,
     seconds: f64,
 ) -> Result<Cost, PerfError> {
+    if scenario.opens {
+        return measure_opening(scenario, load, workers, seconds);
+    }
     let mut rig = Rig::new(scenario, load, workers)?;
     let mut costs = Vec::new();
     let Bench { workers: all, .. } = &mut rig.bench;
@@ -160,15 +163,67 @@ pub fn measure(
         Ok::<(), PerfError>(())
     })?;
     rig.check()?;
+    Ok(cost(&costs))
+}
+
+fn cost(costs: &[Rounds]) -> Cost {
     let total = costs.iter().flat_map(|rounds| rounds.total.iter().copied()).collect();
     let ports = costs.iter().flat_map(|rounds| rounds.ports.iter().copied()).collect();
     let mpps = costs.iter().map(|rounds| 1e3 / Spread::of(rounds.total.clone()).median).sum();
-    Ok(Cost {
+    Cost {
         total_ns: Spread::of(total),
         ports_ns: Spread::of(ports),
         packets: costs.iter().map(|rounds| rounds.packets).sum(),
         mpps,
-    })
+    }
+}
+
+/// Rounds in each of which one worker opens all flows anew. Before each it forgets them, which is not
+/// measured; the first one, whose memory is new, is not counted.
+fn measure_opening(
+    scenario: Scenario,
+    load: &Load,
+    workers: usize,
+    seconds: f64,
+) -> Result<Cost, PerfError> {
+    if workers != 1 {
+        return Err(PerfError::Range { option: "--workers", value: workers, least: 1, most: 1 });
+    }
+    let mut rig = Rig::new(scenario, load, 1)?;
+    let mut ports = Ports::new(scenario, load)?;
+    let mut rounds = Rounds::default();
+    let start = std::time::Instant::now();
+    ports.carry(load.flows.div_ceil(VECTOR).max(ROUND));
+    while start.elapsed().as_secs_f64() < seconds || rounds.total.len() < 6 {
+        rig.arrive(load)?;
+        let worker = &mut rig.bench.workers[0];
+        let (ns, packets) = round(|| open_all(worker))?;
+        if packets != load.flows || worker.flows().len() != load.flows as u64 {
+            let flows = worker.flows().len();
+            let what = format!("{packets} packets opened {flows} flows, and not {}", load.flows);
+            return Err(PerfError::Missed(what));
+        }
+        rounds.total.push(ns);
+        rounds.packets += packets as u64;
+        rounds.ports.push(round(|| ports.carry(ROUND))?.0);
+        rig.check()?;
+        rig.forget()?;
+    }
+    rounds.total.remove(0);
+    Ok(cost(&[rounds]))
+}
+
+/// Polls until nothing comes any more; says how many packets came.
+#[inline(never)]
+pub fn open_all(worker: &mut Worker<ReplayPort>) -> usize {
+    let mut packets = 0;
+    loop {
+        let polled = worker.poll();
+        packets += polled;
+        if polled == 0 {
+            return packets;
+        }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -1,13 +1,16 @@
 //! A node in memory with the cluster of a scenario, whose packets come from templates.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use overlane_api::{Change, Mode, Node, Object, Underlay, WorkerId};
+use overlane_dataplane::flow::TICK_NS;
 use overlane_dataplane::io::memory::ReplayPort;
 use overlane_dataplane::packet::flow_key::{Address, FlowKey};
 use overlane_dataplane::packet::meta::Origin;
 use overlane_dataplane::packet::pool::UmemId;
 use overlane_dataplane::packet::verdict::PortId;
+use overlane_dataplane::tables::compile::underlay::gateways;
 use overlane_dataplane::tables::compile::{Binding, Effect};
 use overlane_dataplane::tables::node::UplinkBinding;
 use overlane_dataplane::tables::peers::Adjacency;
@@ -17,6 +20,8 @@ use overlane_dataplane::worker::Worker;
 use crate::error::PerfError;
 use crate::frames::{Datagram, tunnel};
 use crate::scenario::{Load, Order, Scenario, Way};
+use crate::services::set;
+use crate::tables::batches;
 use crate::topology::Topology;
 
 /// Flows up to which each flow has one template, small enough to stay in the cache. Of more flows
@@ -33,6 +38,12 @@ const MAX_FLOWS: usize = 16 << 20;
 /// Most workers.
 const MAX_WORKERS: usize = 32;
 
+/// After so long no flow of these packets is remembered.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
+/// Ticks within which a worker has looked at all flows.
+const MAX_TICKS: usize = 1 << 18;
+
 /// A worker's frames besides those of its receiving port: in flight and in its pool.
 const SPARE_FRAMES: usize = 512;
 
@@ -43,6 +54,10 @@ pub struct Rig {
     pub bench: Bench<ReplayPort>,
     /// The port that receives, per worker.
     pub inputs: Vec<PortId>,
+    /// The uplink's port, per worker.
+    pub uplinks: Vec<PortId>,
+    /// The ports of its pods, per worker.
+    pub pods: Vec<[PortId; 2]>,
     scenario: Scenario,
 }
 
@@ -66,21 +81,19 @@ impl Rig {
         let capacity = u32::try_from(load.flows).unwrap_or(u32::MAX);
         let capacity = capacity.saturating_add(capacity / 4).max(1 << 14);
         let bench = Bench::with_flows(workers, chunks, capacity).map_err(PerfError::Node)?;
-        let mut rig = Self { bench, inputs: Vec::new(), scenario };
+        let mut rig =
+            Self { bench, inputs: Vec::new(), uplinks: Vec::new(), pods: Vec::new(), scenario };
         let mut uplinks = Vec::new();
         let mut pods = Vec::new();
         for number in 0..workers {
             let worker = WorkerId(number as u8);
             let flows = Flows::new(scenario, load, topology, number);
-            let replay = if scenario.way == Way::ServiceReply {
-                silent_port()?
-            } else {
-                flows.port(load)?
-            };
+            let waits = scenario.opens || scenario.way.answered().is_some();
+            let replay = if waits { silent_port()? } else { flows.port(load)? };
             let [uplink, first, second] = [(); 3].map(|()| rig.bench.new_port_id());
             let (input, way) = match scenario.way {
-                Way::In | Way::ServiceReply => (uplink, Origin::Uplink),
-                Way::Out | Way::Local | Way::Service => (first, Origin::Endpoint),
+                Way::In | Way::ServiceReply | Way::OutsideReply => (uplink, Origin::Uplink),
+                Way::Out | Way::Local | Way::Service | Way::Outside => (first, Origin::Endpoint),
             };
             for (id, origin) in
                 [(uplink, Origin::Uplink), (second, Origin::Endpoint), (first, Origin::Endpoint)]
@@ -91,52 +104,97 @@ impl Rig {
             }
             rig.bench.add_port(worker, input, way, replay);
             rig.inputs.push(input);
+            rig.uplinks.push(uplink);
+            rig.pods.push([first, second]);
             uplinks.push((worker, uplink));
             pods.push((worker, [first, second]));
         }
         let uplink = UplinkBinding { mac: node::UPLINK_MAC, ports: uplinks };
         rig.bench.compiler.bind_uplink(uplink);
-        rig.load(topology, &pods)?;
-        if scenario.way == Way::ServiceReply {
+        rig.load(topology, load.services, &pods)?;
+        if let Some(answered) = scenario.way.answered() {
+            let forward = Scenario { way: answered, ..scenario };
             for (number, (worker, [first, _])) in pods.into_iter().enumerate() {
-                rig.open_flows(load, topology, number, (worker, first))?;
+                rig.open_flows((forward, load), topology, number, (worker, first))?;
             }
+            rig.answer_flows(load, topology)?;
         }
         Ok(rig)
     }
 
-    /// Has the pod behind port `first` open its flows; from then on their answers arrive.
+    /// Of a scenario that opens flows: has one packet of each flow arrive at worker 0, once more.
+    ///
+    /// # Errors
+    /// [`PerfError`]
+    pub fn arrive(&mut self, load: &Load) -> Result<(), PerfError> {
+        let topology = Topology::new(load.peers, load.endpoints)?;
+        let once = Flows::new(self.scenario, load, topology, 0).once(load)?;
+        self.bench.add_port(WorkerId(0), self.inputs[0], Origin::Endpoint, once);
+        Ok(())
+    }
+
+    /// Has worker 0 forget its flows, as time passes.
+    ///
+    /// # Errors
+    /// [`PerfError::Missed`] when it does not.
+    pub fn forget(&mut self) -> Result<(), PerfError> {
+        let worker = &mut self.bench.workers[0];
+        worker.advance(FORGOTTEN);
+        for _ in 0..MAX_TICKS {
+            if worker.flows().is_empty() {
+                return Ok(());
+            }
+            worker.advance(Duration::from_nanos(TICK_NS));
+            worker.poll();
+        }
+        Err(PerfError::Missed(format!("{} flows do not expire", worker.flows().len())))
+    }
+
+    /// Has the pod behind port `first` open its flows.
     fn open_flows(
         &mut self,
-        load: &Load,
+        (forward, load): (Scenario, &Load),
         topology: Topology,
         number: usize,
         (worker, first): (WorkerId, PortId),
     ) -> Result<(), PerfError> {
-        let forward = Scenario { way: Way::Service, ..self.scenario };
         let opening = Flows::new(forward, load, topology, number).once(load)?;
         self.bench.add_port(worker, first, Origin::Endpoint, opening);
         while self.bench.workers[number].poll() > 0 {}
-        let mut flows = Flows::new(self.scenario, load, topology, number);
-        let table = self.bench.workers[number].flows();
-        flows.answers = match self.scenario.family {
-            Underlay::Ipv4 => {
-                table.v4.iter().map(|(_, _, reverse)| answer(&reverse.key())).collect()
+        Ok(())
+    }
+
+    /// From now on the answers to the flows that are open arrive.
+    fn answer_flows(&mut self, load: &Load, topology: Topology) -> Result<(), PerfError> {
+        let mut of_workers: Vec<Vec<Answer>> = Vec::new();
+        for worker in &self.bench.workers {
+            let table = worker.flows();
+            of_workers.push(match self.scenario.family {
+                Underlay::Ipv4 => table.v4.iter().map(|(.., half)| answer(&half.key())).collect(),
+                Underlay::Ipv6 => table.v6.iter().map(|(.., half)| answer(&half.key())).collect(),
+            });
+        }
+        for (number, input) in self.inputs.clone().into_iter().enumerate() {
+            let worker = WorkerId(number as u8);
+            let mut flows = Flows::new(self.scenario, load, topology, number);
+            flows.answers.clone_from(&of_workers[number]);
+            if load.crossed {
+                let others = &of_workers[(number + 1) % of_workers.len()];
+                for (own, other) in flows.answers.iter_mut().zip(others).step_by(2) {
+                    *own = *other;
+                }
             }
-            Underlay::Ipv6 => {
-                table.v6.iter().map(|(_, _, reverse)| answer(&reverse.key())).collect()
-            }
-        };
-        let count = flows.answers.len();
-        flows.seeds.truncate(count);
-        let replay = flows.port(load)?;
-        self.bench.add_port(worker, self.inputs[number], Origin::Uplink, replay);
+            flows.seeds.truncate(flows.answers.len());
+            let replay = flows.port(load)?;
+            self.bench.add_port(worker, input, Origin::Uplink, replay);
+        }
         Ok(())
     }
 
     fn load(
         &mut self,
         topology: Topology,
+        services: usize,
         pods: &[(WorkerId, [PortId; 2])],
     ) -> Result<(), PerfError> {
         let mode = self.scenario.mode;
@@ -146,8 +204,9 @@ impl Rig {
         self.apply(topology.peer_changes(mode))?;
         self.apply(topology.endpoint_changes())?;
         if self.scenario.way.has_flows() {
-            let services = 0..Topology::SERVICES;
-            self.apply(services.map(|n| Change::Set(Object::Service(topology.service(n)))))?;
+            for batch in batches((0..services).map(|n| set(topology.service(n)))) {
+                self.apply(batch)?;
+            }
         }
         for (worker, ports) in pods {
             for (number, port) in ports.iter().enumerate() {
@@ -159,6 +218,11 @@ impl Rig {
                 let binding = Binding { port: *port, queues: 1, worker: *worker, mac, mtu };
                 self.bench.compiler.bind_endpoint(&name, Some(binding));
             }
+        }
+        let adjacency = Adjacency { source: node::UPLINK_MAC, destination: node::NEXT_HOP_MAC };
+        self.bench.compiler.set_ways(Topology::ways());
+        for gateway in gateways(&Topology::ways()) {
+            self.bench.compiler.set_gateway(gateway, Some(adjacency));
         }
         self.bench.publish();
         Ok(())
@@ -253,11 +317,12 @@ pub struct Flows {
     topology: Topology,
     size: usize,
     order: Order,
+    services: usize,
     /// Per flow: a number that its pods and ports are derived from.
     seeds: Vec<u32>,
     worker: usize,
     random: fastrand::Rng,
-    /// Of [`Way::ServiceReply`], per flow.
+    /// Of answers, per flow.
     answers: Vec<Answer>,
 }
 
@@ -267,8 +332,9 @@ impl Flows {
     pub fn new(scenario: Scenario, load: &Load, topology: Topology, worker: usize) -> Self {
         let mut random = fastrand::Rng::with_seed(0x0e11_a4e0 + worker as u64);
         let seeds = (0..load.flows.max(1)).map(|_| random.u32(..)).collect();
-        let (size, order) = (load.size, load.order);
-        Self { scenario, topology, size, order, seeds, worker, random, answers: Vec::new() }
+        let (size, order, services) = (load.size, load.order, load.services);
+        let answers = Vec::new();
+        Self { scenario, topology, size, order, services, seeds, worker, random, answers }
     }
 
     /// A port that receives one packet of each.
@@ -332,9 +398,19 @@ impl Flows {
             Way::Out => (from_pod, (address(here), remote), ports),
             Way::Local => (from_pod, (address(here), address(there)), ports),
             Way::Service => {
-                let service = own.usize(..Topology::SERVICES);
+                let (service, port) = Topology::service_flow(flow, self.services);
                 let vip = Topology::service_address(service, family);
-                (from_pod, (address(here), vip), (ports.0, Topology::SERVICE_PORTS.0))
+                (from_pod, (address(here), vip), (port, Topology::SERVICE_PORTS.0))
+            }
+            Way::Outside => {
+                let host = Topology::outside_address(own.usize(..), family);
+                (from_pod, (address(here), host), ports)
+            }
+            Way::OutsideReply => {
+                let answer = self.answers.get(flow);
+                let (addresses, ports) =
+                    answer.map_or(((remote, address(here)), ports), |a| (a.addresses, a.ports));
+                ((node::NEXT_HOP_MAC, node::UPLINK_MAC), addresses, ports)
             }
             Way::In | Way::ServiceReply => {
                 let (addresses, ports) = match self.answers.get(flow) {
@@ -347,7 +423,7 @@ impl Flows {
             }
         };
         let inner = Datagram { macs, addresses, ports, checksum: true }.frame_of(self.size);
-        if !self.scenario.way.is_in() || !is_tunnel {
+        if !self.scenario.way.is_tunnelled_in() || !is_tunnel {
             return inner;
         }
         let this = this_node(self.scenario);

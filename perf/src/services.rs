@@ -175,7 +175,7 @@ fn vip6(number: usize) -> Ipv6Addr {
     Ipv6Addr::from_bits((0xfd98_u128 << 112) + number as u128)
 }
 
-fn set(service: Service) -> Change {
+pub(crate) fn set(service: Service) -> Change {
     Change::Set(Object::Service(service))
 }
 

@@ -13,6 +13,8 @@ use overlane_api::{
     FrontendKind, MacAddr, Mode, Object, Peer, Protocol, Reject, Scope, Service, Underlay,
 };
 
+use overlane_dataplane::tables::compile::underlay::{Way, Ways};
+
 use crate::error::PerfError;
 
 /// Other nodes and the pods on them.
@@ -88,9 +90,6 @@ impl Topology {
         }
     }
 
-    /// Services there are, so that a pod's ports suffice for millions of flows.
-    pub const SERVICES: usize = 100;
-
     /// Address of a service.
     #[must_use]
     pub fn service_address(service: usize, family: Underlay) -> IpAddr {
@@ -103,6 +102,16 @@ impl Topology {
 
     /// Port of every service, and of its backends.
     pub const SERVICE_PORTS: (u16, u16) = (80, 8080);
+
+    /// Flow number `flow` of a pod to `services` services: the service's number and the pod's port, no
+    /// two alike as long as there are that many.
+    #[must_use]
+    pub fn service_flow(flow: usize, services: usize) -> (usize, u16) {
+        const PORTS: usize = 64_512;
+        // Coprime to the number of ports: neighbours are far apart.
+        let port = flow * 40_507 % PORTS;
+        ((flow / PORTS + port * 7919) % services.max(1), (1024 + port) as u16)
+    }
 
     /// A service whose backends are ten of the endpoints, or as many as there are.
     #[must_use]
@@ -141,6 +150,32 @@ impl Topology {
             algorithm: Algorithm::Maglev,
             health_check_port: None,
         }
+    }
+
+    /// A host outside of the cluster: one of as many as a range for benchmarks has (RFC 2544 appendix
+    /// C.2.2: 198.18.0.0/15; RFC 5180 section 8: 2001:2::/48).
+    #[must_use]
+    pub fn outside_address(host: usize, family: Underlay) -> IpAddr {
+        let host = host as u32 & 0x1_ffff;
+        match family {
+            Underlay::Ipv4 => Ipv4Addr::from_bits(0xc612_0000 + host).into(),
+            Underlay::Ipv6 => {
+                Ipv6Addr::from_bits((0x2001_0002 << 96) + u128::from(host) + 1).into()
+            }
+        }
+    }
+
+    /// This node's way there.
+    #[must_use]
+    pub fn ways() -> Ways {
+        let to = |range: IpNet, gateway: IpAddr| (range, Way::Gateway(gateway));
+        let v4 = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 15);
+        let v6 = Ipv6Net::new_assert(Ipv6Addr::from_bits(0x2001_0002 << 96), 48);
+        [
+            to(v4.into(), Ipv4Addr::new(10, 0, 0, 1).into()),
+            to(v6.into(), Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x99).into()),
+        ]
+        .into()
     }
 
     /// Name of a peer.
@@ -211,6 +246,8 @@ mod tests {
                 assert!(seen.insert(*address));
             }
         }
+        let flows = (0..500_000).map(|flow| Topology::service_flow(flow, 10));
+        assert_eq!(flows.collect::<std::collections::HashSet<_>>().len(), 500_000);
         assert!(Topology::new(0, 1).is_err());
         assert!(Topology::new(2, 481).is_err());
     }

@@ -1,0 +1,439 @@
+//! `overlane-perf connections`: what many services, many flows and several workers do to connections.
+//!
+//! | part | compared |
+//! |---|---|
+//! | services | established and new flows to one service, and spread over 10,000 services of 10 backends |
+//! | workers | answers at one worker, and at two of which each receives half of the other's |
+//! | exhaustion | flows to one remote until the ports of the address are used up |
+//! | flood | flows that go on, before and after ten million SYNs of random senders |
+//!
+//! What is compared is measured in turn, in one run.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use comfy_table::Table;
+use overlane_api::{
+    Backend, BackendState, Frontend, FrontendKind, Object, PortRange, Protocol, Scope, Service,
+    WorkerId,
+};
+use overlane_dataplane::io::memory::ReplayPort;
+use overlane_dataplane::packet::drop::DropReason;
+use overlane_dataplane::packet::meta::Origin;
+use overlane_dataplane::packet::pool::UmemId;
+use overlane_dataplane::testing::{node, objects};
+use overlane_dataplane::wire::tcp::{ACK, SYN};
+use overlane_dataplane::worker::Worker;
+use serde::Serialize;
+
+use crate::error::PerfError;
+use crate::frames::{Datagram, tcp};
+use crate::measure::{ROUND, Spread, forward, open_all, thread_time};
+use crate::rig::{Rig, silent_port, this_node};
+use crate::scenario::{Load, Scenario};
+use crate::services::set;
+use crate::tables::resident_bytes;
+use crate::topology::Topology;
+
+/// Rounds of each of two that are compared.
+const ROUNDS: usize = 15;
+
+/// Services, of ten backends each, that one is compared with.
+const MANY: usize = 10_000;
+
+/// Flows to services.
+const FLOWS: usize = 50_000;
+
+/// How long two workers forward in one round.
+const STRETCH: Duration = Duration::from_millis(400);
+
+/// SYNs of one batch of a flood.
+const BATCH: usize = 1_000_000;
+
+/// Batches.
+const BATCHES: usize = 10;
+
+/// Flows that go on while there is a flood.
+const GOING_ON: usize = 1000;
+
+/// All ports that one address can give (RFC 4787 REQ-3: none below 1024).
+const ALL_PORTS: usize = 64_512;
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Ratios, each with what it may be.
+    pub ratios: Vec<Ratio>,
+    /// Flows to one remote.
+    pub exhaustion: Exhaustion,
+    /// The flood.
+    pub flood: Flood,
+}
+
+/// One thing compared with another.
+#[derive(Debug, Serialize)]
+pub struct Ratio {
+    /// What.
+    pub what: &'static str,
+    /// Unit of both.
+    pub unit: &'static str,
+    /// What it is compared with.
+    pub base: Spread,
+    /// What is compared.
+    pub measured: Spread,
+    /// The second to the first, medians.
+    pub ratio: f64,
+    /// What it may be at most, or with `at_least` at least.
+    pub bound: f64,
+    /// Is the bound the least?
+    pub at_least: bool,
+}
+
+impl Ratio {
+    fn holds(&self) -> bool {
+        if self.at_least { self.ratio >= self.bound } else { self.ratio <= self.bound }
+    }
+}
+
+/// How many flows to one remote there can be.
+#[derive(Debug, Serialize)]
+pub struct Exhaustion {
+    /// Flows that were opened.
+    pub opened: usize,
+    /// Packets that should have opened more, and were dropped for want of a port.
+    pub refused: u64,
+    /// What such a packet costs, nanoseconds.
+    pub open_ns: f64,
+}
+
+/// What a flood of SYNs did.
+#[derive(Debug, Serialize)]
+pub struct Flood {
+    /// SYNs of random senders, none twice.
+    pub syns: u64,
+    /// Flows that they opened or tried to.
+    pub per_syn_ns: f64,
+    /// Flows that went on before, of as many as there were.
+    pub going_on_before: usize,
+    /// And after.
+    pub going_on_after: usize,
+    /// By how much the process grew after the first batch, bytes.
+    pub grown_bytes: usize,
+}
+
+/// Measures all.
+///
+/// # Errors
+/// [`PerfError`]
+pub fn run() -> Result<Report, PerfError> {
+    let part = |number: usize, what: &str| eprintln!("[{number}/5] {what}");
+    part(1, "established flows to services");
+    let established = established()?;
+    part(2, "new flows to services");
+    let opening = opening()?;
+    part(3, "answers at two workers");
+    let workers = workers()?;
+    part(4, "flows to one remote");
+    let exhaustion = exhaustion()?;
+    part(5, "a flood of ten million SYNs");
+    let flood = flood()?;
+    Ok(Report { ratios: vec![established, opening, workers], exhaustion, flood })
+}
+
+fn load(services: usize) -> Load {
+    Load { flows: FLOWS, peers: 1000, endpoints: 100_000, services, ..Load::default() }
+}
+
+fn named(name: &'static str) -> Result<Scenario, PerfError> {
+    Scenario::named(name).ok_or_else(|| PerfError::Missed(format!("there is no scenario {name}")))
+}
+
+/// Nanoseconds a packet of CPU time.
+fn ns(work: impl FnOnce() -> usize) -> Result<f64, PerfError> {
+    let before = thread_time()?;
+    let packets = work();
+    let spent = thread_time()? - before;
+    Ok(spent.as_nanos() as f64 / packets.max(1) as f64)
+}
+
+fn ratio(
+    what: &'static str,
+    (unit, bound, at_least): (&'static str, f64, bool),
+    values: [Vec<f64>; 2],
+) -> Ratio {
+    let [base, measured] = values.map(Spread::of);
+    let ratio = measured.median / base.median;
+    Ratio { what, unit, base, measured, ratio, bound, at_least }
+}
+
+fn established() -> Result<Ratio, PerfError> {
+    let scenario = named("dnat-geneve")?;
+    let mut rigs = Vec::new();
+    for services in [1, MANY] {
+        rigs.push(Rig::new(scenario, &load(services), 1)?);
+    }
+    let mut values = [Vec::new(), Vec::new()];
+    for round in 0..=ROUNDS {
+        for (rig, values) in rigs.iter_mut().zip(&mut values) {
+            let worker = &mut rig.bench.workers[0];
+            let spent = ns(|| forward(worker, ROUND))?;
+            rig.check()?;
+            // The first round opens the flows.
+            if round > 0 {
+                values.push(spent);
+            }
+        }
+    }
+    Ok(ratio("established flows, 10,000 services to 1", ("ns", 1.1, false), values))
+}
+
+fn opening() -> Result<Ratio, PerfError> {
+    let scenario = named("new-dnat")?;
+    let mut values = [Vec::new(), Vec::new()];
+    let mut rigs = Vec::new();
+    for services in [1, MANY] {
+        rigs.push((Rig::new(scenario, &load(services), 1)?, load(services)));
+    }
+    for round in 0..=ROUNDS {
+        for ((rig, load), values) in rigs.iter_mut().zip(&mut values) {
+            rig.arrive(load)?;
+            let spent = ns(|| open_all(&mut rig.bench.workers[0]))?;
+            rig.check()?;
+            rig.forget()?;
+            if round > 0 {
+                values.push(spent);
+            }
+        }
+    }
+    Ok(ratio("new flows, 10,000 services to 1", ("ns", 1.3, false), values))
+}
+
+fn workers() -> Result<Ratio, PerfError> {
+    let scenario = named("dnat-reply")?;
+    let load = Load { crossed: true, ..Load::default() };
+    let mut one = Rig::new(scenario, &Load { crossed: false, ..load }, 1)?;
+    let mut two = Rig::new(scenario, &load, 2)?;
+    let mut values = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        values[0].push(rate(&mut one.bench.workers));
+        values[1].push(rate(&mut two.bench.workers));
+    }
+    let handed = two.bench.workers.iter().map(|worker| worker.counters().handed_over).sum::<u64>();
+    let sent = two.bench.workers.iter().map(|worker| worker.counters().sent).sum::<u64>();
+    if handed * 5 < sent * 2 {
+        let what = format!("only {handed} of {sent} answers were handed over");
+        return Err(PerfError::Missed(what));
+    }
+    let what = "answers at 2 workers, half at the wrong one, to 1 worker";
+    Ok(ratio(what, ("Mpps", 1.9, true), values))
+}
+
+/// Millions of packets a second that the workers send together, each on a core of its own.
+fn rate(workers: &mut [Worker<ReplayPort>]) -> f64 {
+    let stop = AtomicBool::new(false);
+    let sent = |workers: &[Worker<ReplayPort>]| -> u64 {
+        workers.iter().map(|worker| worker.counters().sent).sum()
+    };
+    let (before, start) = (sent(workers), Instant::now());
+    std::thread::scope(|scope| {
+        for (number, worker) in workers.iter_mut().enumerate() {
+            let stop = &stop;
+            scope.spawn(move || {
+                if let Some(core) = core_affinity::get_core_ids()
+                    && !core.is_empty()
+                {
+                    core_affinity::set_for_current(core[core.len() - 1 - number % core.len()]);
+                }
+                while !stop.load(Ordering::Relaxed) {
+                    worker.poll();
+                }
+            });
+        }
+        std::thread::sleep(STRETCH);
+        stop.store(true, Ordering::Relaxed);
+    });
+    (sent(workers) - before) as f64 / start.elapsed().as_secs_f64() / 1e6
+}
+
+fn exhaustion() -> Result<Exhaustion, PerfError> {
+    let scenario = named("snat-out")?;
+    let load = Load { flows: ALL_PORTS * 2, ..Load::default() };
+    let mut rig = Rig::new(scenario, &load, 1)?;
+    let mut this = this_node(scenario);
+    this.snat.ports =
+        PortRange::new(1024, u16::MAX).map_err(|error| PerfError::Refused(error.to_string()))?;
+    rig.apply([overlane_api::Change::Set(Object::Node(this))])?;
+    rig.bench.publish();
+    let remote = Topology::outside_address(7, scenario.family);
+    // Two pods with all their ports each: twice as many flows as the remote can tell apart.
+    let frame = |number: usize| {
+        let pod = (number / ALL_PORTS) as u8;
+        let addresses = (objects::pod_addresses(0, pod)[0], remote);
+        let macs = (objects::pod_mac(0, pod), objects::gateway_mac(0));
+        let ports = ((1024 + number % ALL_PORTS) as u16, 443);
+        Datagram { macs, addresses, ports, checksum: true }.frame_of(load.size)
+    };
+    let mut spent = 0.0;
+    for pod in 0..2 {
+        let frames = (pod * ALL_PORTS..(pod + 1) * ALL_PORTS).map(frame).collect();
+        let port = once(frames)?;
+        let id = rig.pods[0][pod];
+        rig.bench.add_port(WorkerId(0), id, Origin::Endpoint, port);
+        let worker = &mut rig.bench.workers[0];
+        let this = ns(|| open_all(worker))?;
+        if pod == 0 {
+            spent = this;
+        }
+    }
+    let worker = &rig.bench.workers[0];
+    let refused = worker.counters().dropped[DropReason::SnatPortsExhausted as usize];
+    Ok(Exhaustion { opened: worker.flows().len() as usize, refused, open_ns: spent })
+}
+
+/// A port on which each of these arrives once.
+fn once(frames: Vec<Vec<u8>>) -> Result<ReplayPort, PerfError> {
+    let (count, copied) = (frames.len(), frames.iter().map(Vec::len).max().unwrap_or(0));
+    let mut port = ReplayPort::new(UmemId(0), frames, (0..count as u32).collect(), 256, copied)?;
+    port.stop_after(count as u64);
+    Ok(port)
+}
+
+fn flood() -> Result<Flood, PerfError> {
+    let scenario = named("snat-out")?;
+    let load = Load { flows: 200_000, ..Load::default() };
+    let mut rig = Rig::new(scenario, &load, 1)?;
+    let vip = Ipv4Addr::new(10, 96, 255, 1);
+    rig.apply([set(flooded(vip))])?;
+    rig.bench.publish();
+    let worker = WorkerId(0);
+    let uplink = rig.uplinks[0];
+    // What goes on: connections of pods to the outside, each of which has been answered.
+    let going = connect(&mut rig)?;
+    let before = going_on(&mut rig, &going)?;
+    let mut random = fastrand::Rng::with_seed(99);
+    let (mut spent, mut after_first) = (0.0, 0);
+    for batch in 0..BATCHES {
+        let frames = (0..BATCH).map(|_| {
+            // Senders of all of the address space but this node's and the multicast part.
+            let source = Ipv4Addr::from_bits(random.u32(0x0b00_0000..0xdfff_ffff));
+            let macs = (node::NEXT_HOP_MAC, node::UPLINK_MAC);
+            tcp(macs, (source, vip), (random.u16(1024..), 80), SYN)
+        });
+        let port = once(frames.collect())?;
+        rig.bench.add_port(worker, uplink, Origin::Uplink, port);
+        spent += ns(|| open_all(&mut rig.bench.workers[0]))?;
+        rig.bench.add_port(worker, uplink, Origin::Uplink, silent_port()?);
+        if batch == 0 {
+            after_first = resident_bytes()?;
+        }
+    }
+    let grown_bytes = resident_bytes()?.saturating_sub(after_first);
+    let after = going_on(&mut rig, &going)?;
+    Ok(Flood {
+        syns: (BATCH * BATCHES) as u64,
+        per_syn_ns: spent / BATCHES as f64,
+        going_on_before: before,
+        going_on_after: after,
+        grown_bytes,
+    })
+}
+
+/// Connections of a pod to the outside, of each of which both ends have been heard: the packets with
+/// which the pod goes on.
+fn connect(rig: &mut Rig) -> Result<Vec<Vec<u8>>, PerfError> {
+    let worker = WorkerId(0);
+    let from_pod = |number: usize, flags| {
+        let macs = (objects::pod_mac(0, 0), objects::gateway_mac(0));
+        let IpAddr::V4(pod) = objects::pod_addresses(0, 0)[0] else { return Vec::new() };
+        let host = Ipv4Addr::from_bits(0xc612_0000 + number as u32);
+        tcp(macs, (pod, host), (20_000 + number as u16, 443), flags)
+    };
+    let opening = (0..GOING_ON).map(|number| from_pod(number, SYN)).collect();
+    rig.bench.add_port(worker, rig.pods[0][0], Origin::Endpoint, once(opening)?);
+    open_all(&mut rig.bench.workers[0]);
+    let answers = rig.bench.workers[0].flows().v4.iter().map(|(.., half)| {
+        let key = half.key();
+        let addresses = (Ipv4Addr::from_bits(key.source), Ipv4Addr::from_bits(key.destination));
+        let macs = (node::NEXT_HOP_MAC, node::UPLINK_MAC);
+        tcp(macs, addresses, (key.source_port, key.destination_port), SYN | ACK)
+    });
+    let answers = answers.collect();
+    rig.bench.add_port(worker, rig.uplinks[0], Origin::Uplink, once(answers)?);
+    open_all(&mut rig.bench.workers[0]);
+    let going: Vec<_> = (0..GOING_ON).map(|number| from_pod(number, ACK)).collect();
+    going_on(rig, &going)?;
+    Ok(going)
+}
+
+/// How many of these packets of connections leave.
+fn going_on(rig: &mut Rig, going: &[Vec<u8>]) -> Result<usize, PerfError> {
+    rig.bench.add_port(WorkerId(0), rig.pods[0][0], Origin::Endpoint, once(going.to_vec())?);
+    let worker = &mut rig.bench.workers[0];
+    let before = worker.counters().sent;
+    open_all(worker);
+    Ok((worker.counters().sent - before) as usize)
+}
+
+/// A service on which the flood comes: reached from outside, with a backend here.
+fn flooded(vip: Ipv4Addr) -> Service {
+    let backend = Backend {
+        address: objects::pod_addresses(0, 0)[0],
+        port: 8080,
+        weight: 1,
+        local: true,
+        use_cluster: true,
+        use_local: true,
+        serving: true,
+        state: BackendState::Ready,
+    };
+    let frontend = Frontend { address: vip.into(), port: 80, kind: FrontendKind::LoadBalancer };
+    Service {
+        name: "load/flooded:web".into(),
+        protocol: Protocol::Tcp,
+        frontends: vec![frontend],
+        backends: vec![backend],
+        external: Scope::Local,
+        ..Topology { peers: 1, endpoints: 1 }.service(0)
+    }
+}
+
+impl Report {
+    /// Does every bound hold, and did all go as it should?
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        let Exhaustion { opened, refused, .. } = self.exhaustion;
+        let Flood { going_on_before, going_on_after, .. } = self.flood;
+        self.ratios.iter().all(Ratio::holds)
+            && (opened, refused) == (ALL_PORTS, ALL_PORTS as u64)
+            && (going_on_before, going_on_after) == (GOING_ON, GOING_ON)
+    }
+
+    /// As tables for people.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        table.set_header(["WHAT", "UNIT", "FROM (RANGE)", "TO (RANGE)", "RATIO", "TARGET"]);
+        let spread = |s: &Spread| format!("{:.1} ({:.1}-{:.1})", s.median, s.least, s.most);
+        for ratio in &self.ratios {
+            table.add_row([
+                ratio.what.to_owned(),
+                ratio.unit.to_owned(),
+                spread(&ratio.base),
+                spread(&ratio.measured),
+                format!("{:.2}", ratio.ratio),
+                format!("{} {}", if ratio.at_least { "at least" } else { "at most" }, ratio.bound),
+            ]);
+        }
+        let Exhaustion { opened, refused, open_ns } = self.exhaustion;
+        let Flood { syns, per_syn_ns, going_on_before, going_on_after, grown_bytes } = self.flood;
+        format!(
+            "{table}\n\nTo one remote {opened} flows were opened, {open_ns:.0} ns each, and {refused} \
+             more were refused for want of a port.\n{syns} SYNs of random senders took \
+             {per_syn_ns:.0} ns each; of {GOING_ON} connections {going_on_before} went on before \
+             them and {going_on_after} after; memory grew by {} KiB after the first million.\n",
+            grown_bytes >> 10
+        )
+    }
+}
