@@ -6,8 +6,8 @@
 //!   is sent: what is left of a worker's time is the pipeline's.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
@@ -26,10 +26,14 @@ struct Page([u8; 4096]);
 pub struct MemoryUmem;
 
 impl MemoryUmem {
-    /// `chunks` chunks of 2048 bytes on whole pages, all in the depot returned.
+    /// `chunks` chunks of 2048 bytes on whole pages, all in the depot returned. The memory lasts as
+    /// long as the process; what [`MemoryUmem::give_back`] got is used again, as it is.
     #[must_use]
     #[allow(clippy::new_ret_no_self)]
     pub fn new(umem: UmemId, chunks: usize) -> Arc<Depot> {
+        if let Some(frames) = spare().take(umem, chunks) {
+            return Depot::new(umem, frames);
+        }
         let pages = vec![Page([0; 4096]); (chunks * CHUNK).div_ceil(4096)];
         let pages: &'static mut [Page] = Box::leak(pages.into_boxed_slice());
         let frames = pages
@@ -39,6 +43,35 @@ impl MemoryUmem {
             .map(|chunk| Frame::new(chunk, umem));
         Depot::new(umem, frames)
     }
+
+    /// Takes back the memory of a depot that has all of its frames: for tests that make thousands.
+    pub fn give_back(depot: Arc<Depot>) {
+        let (umem, chunks) = (depot.umem(), depot.chunks());
+        let mut pool = FramePool::new(depot, chunks);
+        let mut frames = Vec::with_capacity(chunks);
+        while let Some(frame) = pool.take() {
+            frames.push(frame);
+        }
+        if frames.len() == chunks {
+            spare().0.push((umem, frames));
+        }
+    }
+}
+
+/// Memory that nobody uses at present.
+struct Spare(Vec<(UmemId, Vec<Frame>)>);
+
+impl Spare {
+    fn take(&mut self, umem: UmemId, chunks: usize) -> Option<Vec<Frame>> {
+        let fits = |(of, frames): &(UmemId, Vec<Frame>)| (*of, frames.len()) == (umem, chunks);
+        let place = self.0.iter().position(fits)?;
+        Some(self.0.swap_remove(place).1)
+    }
+}
+
+fn spare() -> MutexGuard<'static, Spare> {
+    static SPARE: Mutex<Spare> = Mutex::new(Spare(Vec::new()));
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What both ends of a wire share: the four rings, and the drops that a kernel would count.

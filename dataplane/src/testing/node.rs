@@ -489,6 +489,10 @@ impl MemoryNode {
             worker.close();
         }
         let free = self.bench.depot.free();
-        if free == CHUNKS { Ok(()) } else { Err(format!("{free} of {CHUNKS} frames came back")) }
+        if free != CHUNKS {
+            return Err(format!("{free} of {CHUNKS} frames came back"));
+        }
+        MemoryUmem::give_back(self.bench.depot);
+        Ok(())
     }
 }
