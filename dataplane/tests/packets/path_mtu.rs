@@ -24,7 +24,7 @@ const WAYS: [(Mode, Underlay); 5] = [
 ];
 
 /// The kinds of translation, with the service's backend and who sees the client's address.
-const KINDS: [(By, (u8, u8), Scope); 8] = [
+const KINDS: [(By, (u8, u8), Scope); 9] = [
     (By::ClusterIp, (1, 0), Scope::Cluster),
     (By::ClusterIp, (0, 1), Scope::Cluster),
     (By::NodePort, (1, 0), Scope::Cluster),
@@ -33,6 +33,7 @@ const KINDS: [(By, (u8, u8), Scope); 8] = [
     (By::LoadBalancer, (0, 1), Scope::Local),
     (By::Snat, (1, 0), Scope::Cluster),
     (By::Gateway(0), (1, 0), Scope::Cluster),
+    (By::Gateway(1), (1, 0), Scope::Cluster),
 ];
 
 fn body(protocol: Protocol, ports: (u16, u16), flags: u8, len: usize) -> Body {
@@ -320,6 +321,11 @@ fn path_mtu_is_discovered_through_snat() {
 #[test]
 fn path_mtu_is_discovered_through_gateway_here() {
     discovery(|by| by == By::Gateway(0));
+}
+
+#[test]
+fn path_mtu_is_discovered_through_gateway_elsewhere() {
+    discovery(|by| by == By::Gateway(1));
 }
 
 /// Who receives a packet says what is wrong with it: the sender hears of what it sent, from whom it

@@ -472,6 +472,8 @@ fn vip_or_backend_is_interface_address() {
         let reply = left.reply(b"answer");
         let seen = reply.between((outside(family), 443), (sent.source, 20_001)).ttl(63);
         bed.step(&UPLINK, &reply.frame(IN), &[(pod(0), seen.frame(down(0)))], FORWARDED);
+        // A flow that there was is over with the old address, and begins anew.
+        leaves(&mut bed, &sent, new);
         // What answers to the old address is no longer ours: somebody else may have it.
         let got = bed.node.counters();
         assert!(bed.node.inject(&UPLINK, &old.reply(b"late").frame(IN)));
