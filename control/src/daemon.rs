@@ -1,14 +1,15 @@
 //! The control process: reads, compiles, pushes, until a signal.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use overlane_api::ObjectKey;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -17,15 +18,20 @@ use crate::credentials::{Allowed, CredentialError};
 use crate::desired::Compiler;
 use crate::health::HealthServer;
 use crate::host::{Host, interface_addresses};
+use crate::lease::Lease;
+use crate::membership::agent::Agent;
 use crate::reconcile::Reconciler;
-use crate::socket::{Server, Shared, SocketError};
+use crate::socket::{Server, Shared, Shown, SocketError};
 use crate::sources::directory::Directory;
 use crate::sources::{Problem, Source, Update};
 use crate::status::ControlStatus;
-use crate::validate::{Refusal, Validated, validate};
+use crate::validate::{MembershipSettings, Refusal, Validated, validate};
 
 /// How often the source's thread looks whether it should end.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// The lease of a node that no other would take over from.
+const ALONE: Duration = Duration::from_secs(1);
 
 /// How often the addresses of this machine are looked at.
 const LOOK_AT_HOST: Duration = Duration::from_secs(10);
@@ -83,6 +89,8 @@ pub enum DaemonError {
 enum Event {
     /// The source knows something new.
     Update(Update),
+    /// Other nodes than before live, or are ready.
+    Members,
     /// A signal.
     Stop,
 }
@@ -110,24 +118,28 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError> {
         node: config.node_name.clone(),
         ..ControlStatus::default()
     };
-    let shared: Shared = Arc::new(Mutex::new(status));
     let (sender, events) = mpsc::channel();
+    let watch = Watch::start(&config, &arguments.dataplane_socket, &sender)?;
+    let view = watch.agent.as_ref().map(Agent::view);
+    let shared: Shared = Arc::new(Shown::new(status, view));
     stop_on_signal(sender.clone())?;
     let server = Server::start(&arguments.socket, allowed, Arc::clone(&shared))?;
     let stop = Arc::new(AtomicBool::new(false));
     let source = follow(Directory::new(&arguments.manifests), sender, Arc::clone(&stop))?;
     tracing::info!(node = config.node_name, manifests = %arguments.manifests.display(), "started");
     let reconciler = Reconciler::new(&arguments.dataplane_socket);
-    let mut keeper = Keeper::new(config, reconciler, HealthServer::start()?, shared);
+    let mut keeper = Keeper::new(config, reconciler, HealthServer::start()?, watch, shared);
     loop {
         let wait = keeper.step();
         match events.recv_timeout(wait) {
             Ok(Event::Update(update)) => keeper.take(update),
+            Ok(Event::Members) => keeper.take_members(),
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => break,
         }
     }
     tracing::info!("ending; forwarding goes on");
+    drop(keeper);
     stop.store(true, Ordering::Relaxed);
     drop(server);
     let _ = source.join();
@@ -160,11 +172,48 @@ fn follow(
     })
 }
 
+/// What keeps track of the other nodes, and of the own dataplane for them.
+struct Watch {
+    // Dropped in this order: what this node answers for is let go before others are told.
+    _lease: Option<Lease>,
+    is_settled: Arc<AtomicBool>,
+    agent: Option<Agent>,
+}
+
+impl Watch {
+    /// Starts what the configuration needs.
+    fn start(
+        config: &Validated,
+        dataplane: &Path,
+        sender: &Sender<Event>,
+    ) -> Result<Self, std::io::Error> {
+        let is_settled = Arc::new(AtomicBool::new(false));
+        let wake = sender.clone();
+        let wake = move || {
+            // The loop that listens has ended: nobody needs to know.
+            let _ = wake.send(Event::Members);
+        };
+        let agent = config.membership.clone().map(|settings| Agent::start(settings, wake));
+        let agent = agent.transpose()?;
+        let pulse = agent.as_ref().map(Agent::pulse);
+        let tell = move |until| {
+            if let Some(pulse) = &pulse {
+                pulse.set_forwarding(until);
+            }
+        };
+        let time = config.membership.as_ref().map_or(ALONE, MembershipSettings::lease);
+        let is_needed = config.membership.is_some() || !config.gateways.is_empty();
+        let lease = is_needed.then(|| Lease::start(dataplane, time, Arc::clone(&is_settled), tell));
+        Ok(Self { _lease: lease.transpose()?, is_settled, agent })
+    }
+}
+
 /// Everything between a source's updates and the dataplane.
 struct Keeper {
     compiler: Compiler,
     reconciler: Reconciler,
     health: HealthServer,
+    watch: Watch,
     shared: Shared,
     next_look: Instant,
 }
@@ -174,12 +223,14 @@ impl Keeper {
         config: Validated,
         reconciler: Reconciler,
         health: HealthServer,
+        watch: Watch,
         shared: Shared,
     ) -> Self {
         Self {
             compiler: Compiler::new(config),
             reconciler,
             health,
+            watch,
             shared,
             next_look: Instant::now(),
         }
@@ -192,15 +243,35 @@ impl Keeper {
         if self.compiler.revision() != before {
             self.tell();
         }
+        let concerns_nodes = |key: &ObjectKey| matches!(key, ObjectKey::Node | ObjectKey::Peer(_));
+        if let Some(agent) =
+            self.watch.agent.as_ref().filter(|_| changed.iter().any(concerns_nodes))
+        {
+            agent.set_cluster(self.compiler.cluster());
+        }
         self.health.set(self.compiler.health());
         let incomplete = self.compiler.account().incomplete;
         self.reconciler.want(self.compiler.objects(), &changed, incomplete);
     }
 
+    /// Takes over which nodes are ready.
+    fn take_members(&mut self) {
+        let Some(agent) = &self.watch.agent else { return };
+        let before = self.compiler.revision();
+        let changed = self.compiler.set_members(agent.members());
+        if self.compiler.revision() != before {
+            self.tell();
+        }
+        if !changed.is_empty() {
+            let incomplete = self.compiler.account().incomplete;
+            self.reconciler.want(self.compiler.objects(), &changed, incomplete);
+        }
+    }
+
     /// Logs what is new, and shows all of it.
     fn tell(&self) {
         let account = self.compiler.account();
-        let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = self.shared.status();
         let known: BTreeSet<&Problem> = status.problems.iter().collect();
         for problem in account.problems.iter().filter(|now| !known.contains(now)) {
             tracing::error!("{problem}");
@@ -236,9 +307,15 @@ impl Keeper {
         self.look_at_host();
         let wait = self.reconciler.step(Instant::now());
         self.health.set_healthy(self.reconciler.is_connected());
-        let mut status = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        self.watch.is_settled.store(self.reconciler.is_settled(), Ordering::Relaxed);
+        let agent = self.watch.agent.as_ref();
+        let mut status = self.shared.status();
         self.reconciler.report(&mut status);
         status.warnings.extend(self.health.warnings());
+        status.warnings.extend(agent.and_then(Agent::warning));
+        status.warnings.extend(self.compiler.announcement_warnings());
+        status.announcements = self.compiler.announcements();
+        status.membership = agent.map(Agent::status);
         wait
     }
 }

@@ -73,6 +73,8 @@ pub struct Reconciler {
     rejected: BTreeMap<ObjectKey, Rejection>,
     warnings: Vec<String>,
     link: Link,
+    /// Has everything been pushed since the dataplane was met?
+    is_settled: bool,
     backoff: Duration,
     next_try: Option<Instant>,
 }
@@ -105,6 +107,7 @@ impl Reconciler {
             rejected: BTreeMap::new(),
             warnings: Vec::new(),
             link: Link::Down { error: String::new() },
+            is_settled: false,
             backoff: FIRST_BACKOFF,
             next_try: None,
         }
@@ -174,8 +177,13 @@ impl Reconciler {
     /// Does what is due at `now`, and says how long nothing else will be. Blocks as long as the
     /// dataplane takes to answer, at most a few seconds.
     pub fn step(&mut self, now: Instant) -> Duration {
-        if let Err(error) = self.try_step(now) {
-            self.lose(&error, now);
+        match self.try_step(now) {
+            Ok(()) => {
+                let has_node = self.installed.contains_key(&ObjectKey::Node);
+                let wants_node = self.desired.contains_key(&ObjectKey::Node);
+                self.is_settled = self.is_connected() && has_node && wants_node;
+            }
+            Err(error) => self.lose(&error, now),
         }
         let due = match &self.link {
             Link::Down { .. } => self.next_try,
@@ -238,6 +246,7 @@ impl Reconciler {
             _ => tracing::warn!("{text}; trying again, forwarding is not affected"),
         }
         self.link = Link::Down { error: text };
+        self.is_settled = false;
         self.set_installed(BTreeMap::new());
         self.next_try = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
@@ -399,6 +408,12 @@ impl Reconciler {
         };
         tracing::error!("refused: {key}: {error}");
         self.rejected.insert(key, Rejection { digest, error });
+    }
+
+    /// Does the dataplane have what it should, or has it said why not, since it was met?
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        self.is_settled
     }
 
     /// Does the dataplane answer?

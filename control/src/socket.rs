@@ -1,13 +1,14 @@
 //! The control process's socket: newline-delimited JSON in the style of the dataplane's, one
 //! request a line, one response a line. It only answers questions; nothing is changed here.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use overlane_api::protocol::{ApiError, ErrorCode, VERSION};
 use serde::{Deserialize, Serialize};
 
 use crate::credentials::Allowed;
+use crate::membership::MemberStatus;
+use crate::membership::agent::View;
 use crate::status::ControlStatus;
 
 /// Longest request line, bytes.
@@ -48,6 +51,8 @@ pub enum Op {
     Hello,
     /// The whole state on one screen.
     Status,
+    /// Which nodes live?
+    Nodes,
 }
 
 /// The answer to the request of the same id.
@@ -72,6 +77,11 @@ pub enum Reply {
     },
     /// To [`Op::Status`].
     Status(Box<ControlStatus>),
+    /// To [`Op::Nodes`].
+    Nodes {
+        /// By name, the answering one among them; absent: nothing needs to know.
+        nodes: Option<BTreeMap<String, MemberStatus>>,
+    },
 }
 
 /// Why the socket cannot be served.
@@ -93,8 +103,28 @@ pub enum SocketError {
     },
 }
 
-/// The state that the socket shows, written by the main loop.
-pub type Shared = Arc<Mutex<ControlStatus>>;
+/// What the socket shows.
+#[derive(Debug, Default)]
+pub struct Shown {
+    status: Mutex<ControlStatus>,
+    view: Option<View>,
+}
+
+impl Shown {
+    /// `status` at first, and which nodes live, if that is known.
+    #[must_use]
+    pub fn new(status: ControlStatus, view: Option<View>) -> Self {
+        Self { status: Mutex::new(status), view }
+    }
+
+    /// The state, written by the main loop.
+    pub fn status(&self) -> MutexGuard<'_, ControlStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Shared with the main loop.
+pub type Shared = Arc<Shown>;
 
 /// A socket being served. It ends, and the file goes, when this is dropped.
 #[derive(Debug)]
@@ -224,10 +254,8 @@ fn answer(line: &str, shared: &Shared) -> (u64, Result<Reply, ApiError>) {
     let reply =
         serde_json::from_str(line).map_err(malformed).map(|request: Request| match request.op {
             Op::Hello => Reply::Hello { version: crate::VERSION.to_owned() },
-            Op::Status => {
-                let status = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                Reply::Status(Box::new(status.clone()))
-            }
+            Op::Status => Reply::Status(Box::new(shared.status().clone())),
+            Op::Nodes => Reply::Nodes { nodes: shared.view.as_ref().map(View::nodes) },
         });
     (head.id, reply)
 }

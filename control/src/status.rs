@@ -4,6 +4,8 @@ use overlane_api::ObjectKey;
 use overlane_api::protocol::ApiError;
 use serde::{Deserialize, Serialize};
 
+use crate::desired::AnnouncementStatus;
+use crate::membership::MembershipStatus;
 use crate::sources::Problem;
 
 /// The whole state of the control process.
@@ -31,8 +33,15 @@ pub struct ControlStatus {
     pub notes: Vec<String>,
     /// What the dataplane refused.
     pub refused: Vec<Refused>,
-    /// What the dataplane accepted and could not yet put in force, at the last change.
+    /// What the dataplane accepted and could not yet put in force, at the last change; and what else
+    /// is not as it should be.
     pub warnings: Vec<String>,
+    /// Addresses that one node answers for on the node network.
+    #[serde(default)]
+    pub announcements: Vec<AnnouncementStatus>,
+    /// How the nodes know of each other; absent: nothing needs it.
+    #[serde(default)]
+    pub membership: Option<MembershipStatus>,
 }
 
 /// How many objects there are of each kind.

@@ -2,6 +2,7 @@
 //! reported at once, each refusal with both fields, both values and what to do.
 
 mod egress;
+mod membership;
 mod refusal;
 
 use std::collections::BTreeSet;
@@ -13,6 +14,7 @@ use overlane_api::{
 };
 
 pub use egress::EgressRule;
+pub use membership::{Announce, MembershipSettings, NatGateway};
 pub use refusal::{Named, Refusal};
 
 use crate::config::{Config, DscpSetting, HostPortSetting};
@@ -65,6 +67,12 @@ pub struct Validated {
     pub node_port_addresses: Vec<IpNet>,
     /// Are `externalIPs` answered?
     pub external_ips: bool,
+    /// NAT gateways.
+    pub gateways: Vec<NatGateway>,
+    /// Which addresses one live node answers for.
+    pub announce: Announce,
+    /// How nodes know which of them live; absent: nothing needs it.
+    pub membership: Option<MembershipSettings>,
     /// Facts of this machine.
     pub host: Host,
     /// Family of the outer header, if written.
@@ -149,6 +157,8 @@ pub fn validate(config: Config, host: Host) -> Result<Validated, Vec<Refusal>> {
     check.gateways();
     let egress = check.egress();
     let flow_capacity = check.flow_capacity();
+    let membership = check.membership(snat.ports, node_ports, encap.as_ref());
+    let gateways = check.nat_gateways();
     let Some(encap) = encap.filter(|_| check.refusals.is_empty()) else {
         return Err(check.refusals);
     };
@@ -170,6 +180,9 @@ pub fn validate(config: Config, host: Host) -> Result<Validated, Vec<Refusal>> {
         node_ports,
         node_port_addresses: config.node_port_addresses,
         external_ips: config.enable_external_ips,
+        gateways,
+        announce: config.announce,
+        membership,
         host,
         underlay: config.underlay,
         pod_mtu,

@@ -280,3 +280,35 @@ fn load_balancer_is_told_whether_this_node_has_endpoints() {
     wait_until("the port is closed", || ask_health(port).is_none());
     assert_eq!(control.terminate(), Some(0));
 }
+
+const GATEWAY: &str = "gateways: [{name: out, addresses: [10.0.9.1], nodes: [a]}]\n";
+
+#[test]
+fn announcements_come_last_and_hold_only_while_control_lives() {
+    let bed = bed_with_pod();
+    let config = std::fs::read_to_string(bed.path("node.yaml")).unwrap();
+    std::fs::write(bed.path("node.yaml"), config + GATEWAY).unwrap();
+    let dataplane = bed.dataplane(1, BTreeMap::new());
+    let control = bed.control();
+    let all = [&ALL[..], &["announcement 10.0.9.1"]].concat();
+    wait_until("everything is installed", || dataplane.keys() == all);
+    assert_eq!(dataplane.take_log().pop().as_deref(), Some("set announcement 10.0.9.1"));
+    let leases = || dataplane.memory.lock().unwrap().leases.clone();
+    wait_until("the lease begins", || leases().contains(&1000));
+    assert!(matches!(leases()[..], [1000] | [0, 1000]), "not before all is there: {:?}", leases());
+    assert_eq!(control.terminate(), Some(0));
+    assert_eq!(leases().last(), Some(&0), "it lets go of it");
+    assert_eq!(dataplane.keys(), all);
+}
+
+#[test]
+fn what_another_node_answers_for_goes_first_even_when_manifests_are_broken() {
+    let bed = bed_with_pod();
+    let stale = overlane_api::Announcement { address: "10.0.9.1".parse().unwrap() };
+    let stale = Object::Announcement(stale);
+    let dataplane = bed.dataplane(1, [(stale.key(), stale)].into());
+    bed.manifest("broken.yaml", "kind: Pod\nmetadata: [");
+    let _control = bed.control();
+    wait_until("everything is installed", || dataplane.keys() == ALL);
+    assert_eq!(dataplane.take_log()[0], "remove announcement 10.0.9.1");
+}

@@ -119,7 +119,7 @@ pub enum Reply {
     },
     /// To [`Op::Lease`].
     Lease {
-        /// Does the node forward: is its uplink open and its node described?
+        /// Does the node forward: is its uplink open, with a carrier, and its node described?
         forwarding: bool,
     },
     /// To [`Op::Status`].

@@ -1,11 +1,18 @@
 //! `overlane service list`: the services, as this node serves them.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use clap::Subcommand;
 use overlane_api::protocol::{Op, Reply};
 use overlane_api::status::{BackendStatus, ServiceStatus};
 use overlane_api::{BackendState, Forwarding, FrontendKind, Scope};
 
+use serde::Serialize;
+
+use super::status::ask_control;
 use super::{Answer, Cli, CliError, lines, table};
+use crate::desired::AnnouncementStatus;
 
 /// Verbs of `overlane service`.
 #[derive(Debug, Subcommand)]
@@ -26,7 +33,11 @@ pub fn list(cli: &Cli, name: Option<&str>) -> Result<Answer, CliError> {
     match cli.dataplane()?.call(Op::Services)? {
         Reply::Services(mut services) => {
             services.retain(|service| name.is_none_or(|name| is_meant(&service.name, name)));
-            cli.answer(&services, || screen(&services))
+            let control = ask_control(cli).unwrap_or_default();
+            let announced = Announced(&control.announcements);
+            let listed: Vec<Listed<'_>> =
+                services.iter().map(|service| announced.listed(service)).collect();
+            cli.answer(&listed, || screen(&listed))
         }
         _ => Err(CliError::Unexpected("services")),
     }
@@ -36,7 +47,28 @@ fn is_meant(service: &str, name: &str) -> bool {
     service == name || service.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'))
 }
 
-fn screen(services: &[ServiceStatus]) -> String {
+/// A service as `service list` prints it as JSON: the dataplane's own reply, and who answers for
+/// its addresses.
+#[derive(Debug, Serialize)]
+struct Listed<'a> {
+    #[serde(flatten)]
+    service: &'a ServiceStatus,
+    /// By address, of those that are announced, the node that answers; absent: none can.
+    announced_by: BTreeMap<IpAddr, Option<&'a str>>,
+}
+
+/// The announced addresses.
+struct Announced<'a>(&'a [AnnouncementStatus]);
+
+impl<'a> Announced<'a> {
+    fn listed(&self, service: &'a ServiceStatus) -> Listed<'a> {
+        let of_service = self.0.iter().filter(|one| one.services.contains(&service.name));
+        let announced_by = of_service.map(|one| (one.address, one.node.as_deref())).collect();
+        Listed { service, announced_by }
+    }
+}
+
+fn screen(services: &[Listed<'_>]) -> String {
     let mut rows = table(&[
         "service",
         "protocol",
@@ -50,11 +82,19 @@ fn screen(services: &[ServiceStatus]) -> String {
         "rejected",
         "dropped",
     ]);
-    for service in services {
+    for Listed { service, announced_by } in services {
+        let by = |frontend: &overlane_api::Frontend| {
+            let text = self::frontend(frontend);
+            match announced_by.get(&frontend.address) {
+                Some(Some(node)) => format!("{text} by {node}"),
+                Some(None) => format!("{text} by nobody"),
+                None => text,
+            }
+        };
         rows.add_row([
             service.name.clone(),
             service.protocol.to_string(),
-            lines(&service.frontends.iter().map(frontend).collect::<Vec<_>>()),
+            lines(&service.frontends.iter().map(by).collect::<Vec<_>>()),
             lines(
                 &service
                     .backends

@@ -6,6 +6,7 @@ use overlane_api::status::{NodeSummary, PortKind, PortStatus, Status, UmemStatus
 use serde::Serialize;
 
 use super::{Answer, Cli, CliError, TIMEOUT, ask_status, bytes, or_dash, section, table, yes_no};
+use crate::membership::MembershipStatus;
 use crate::socket::{self, Op, Reply};
 use crate::status::{Connection, ControlStatus};
 use crate::validate::join;
@@ -25,13 +26,23 @@ struct Whole {
 /// When the dataplane does not answer.
 pub fn run(cli: &Cli) -> Result<Answer, CliError> {
     let dataplane = ask_status(&mut cli.dataplane()?)?;
-    let control = match socket::ask(&cli.control_socket(), Op::Status, TIMEOUT) {
-        Ok(Reply::Status(status)) => Ok(*status),
-        Ok(Reply::Hello { .. }) => Err("it answered something else".to_owned()),
-        Err(error) => Err(error.to_string()),
-    };
+    let control = ask_control(cli);
     let whole = Whole { dataplane, control: control.as_ref().ok().cloned() };
     cli.answer(&whole, || screen(&whole.dataplane, control.as_ref().map_err(String::as_str)))
+}
+
+/// Asks the control process for its state.
+///
+/// # Errors
+/// Why it did not answer.
+pub(super) fn ask_control(cli: &Cli) -> Result<ControlStatus, String> {
+    match socket::ask(&cli.control_socket(), Op::Status, TIMEOUT) {
+        Ok(Reply::Status(status)) => Ok(*status),
+        Ok(Reply::Hello { .. } | Reply::Nodes { .. }) => {
+            Err("it answered something else".to_owned())
+        }
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn screen(status: &Status, control: Result<&ControlStatus, &str>) -> String {
@@ -211,6 +222,9 @@ fn control_lines(control: &ControlStatus) -> String {
             control.held_back
         );
     }
+    if let Some(membership) = &control.membership {
+        let _ = writeln!(text, "  {}", nodes_line(membership));
+    }
     for problem in &control.problems {
         let _ = writeln!(text, "  problem: {problem}");
     }
@@ -227,8 +241,24 @@ fn control_lines(control: &ControlStatus) -> String {
     text
 }
 
+/// How many nodes live, and what was heard of them.
+fn nodes_line(membership: &MembershipStatus) -> String {
+    let counts = membership.nodes.iter();
+    let counts: Vec<String> =
+        counts.map(|(state, count)| format!("{count} {}", state.word())).collect();
+    let heard = membership.address.map_or("nowhere".to_owned(), |at| at.to_string());
+    let seen = membership.datagrams;
+    let ignored = seen.unknown_sender + seen.malformed;
+    format!(
+        "nodes: {}; heard at UDP {heard}, {} messages received, {} sent, {ignored} ignored",
+        counts.join(", "),
+        seen.received,
+        seen.sent
+    )
+}
+
 /// `1d 02:03:04`.
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let clock = format!("{:02}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60);
     if days > 0 { format!("{days}d {clock}") } else { clock }

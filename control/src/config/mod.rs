@@ -4,6 +4,7 @@
 //! wider here than the types they become.
 
 pub mod egress;
+pub mod membership;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,6 +18,7 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::manifests::{self, Manifest, ReadError};
 use egress::{EgressSetting, Gateway, Ports, Snat};
+use membership::{Announce, Membership};
 
 /// Why a configuration file could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +133,12 @@ pub struct Config {
     /// over an address (KEP-5707).
     #[serde(rename = "enableExternalIPs", default)]
     pub enable_external_ips: bool,
+    /// Which addresses one live node answers for on the node network.
+    #[serde(default)]
+    pub announce: Announce,
+    /// How nodes know which of them live.
+    #[serde(default)]
+    pub membership: Membership,
 }
 
 /// The outer header's settings, as written.

@@ -1,7 +1,7 @@
 //! The backends of one service port, and which of them this node uses: conditions (KEP-1669),
 //! topology hints and traffic policies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use overlane_api::{Backend, BackendState};
@@ -117,6 +117,17 @@ impl<'a> Candidates<'a> {
             }
         });
         backends.collect()
+    }
+
+    /// Names of the nodes that serve clients of a family under the policy Local: those with a ready
+    /// candidate, or if there is none anywhere, with one that still answers on its way out.
+    pub(super) fn nodes(&self, is_ipv4: bool) -> BTreeSet<String> {
+        let names = |takes: fn(&Candidate<'_>) -> bool| -> BTreeSet<String> {
+            let all = self.of_family(is_ipv4).filter(|candidate| takes(candidate));
+            all.map(|candidate| candidate.node.to_owned()).filter(|name| !name.is_empty()).collect()
+        };
+        let ready = names(|candidate| candidate.conditions.ready);
+        if ready.is_empty() { names(|candidate| candidate.is_fallback()) } else { ready }
     }
 
     fn of_family(&self, is_ipv4: bool) -> impl Iterator<Item = &Candidate<'a>> + Clone {

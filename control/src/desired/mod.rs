@@ -7,6 +7,7 @@
 //! changes: a pod its endpoint and the services and rules that choose it, a service or one of
 //! its slices that service. Only a node, which is rare, is weighed against all nodes and pods.
 
+mod announce;
 mod backends;
 mod objects;
 mod placement;
@@ -18,11 +19,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlane_api::{Object, ObjectKey, PortRange};
+use overlane_api::{Object, ObjectKey, PortRange, Underlay};
 
 use crate::manifests::{Manifest, ManifestKey};
+use crate::membership::Members;
+use crate::membership::agent::Cluster;
 use crate::sources::{Problem, Update, View};
 use crate::validate::{Validated, join};
+pub use announce::AnnouncementStatus;
+use announce::Announcements;
 use objects::{Objects, Remarks};
 use placement::Placement;
 use rules::Rules;
@@ -132,6 +137,8 @@ pub struct Compiler {
     placement: Placement,
     services: Services,
     rules: Rules,
+    announcements: Announcements,
+    members: Members,
     account: Account,
     /// Moves when the account does.
     revision: u64,
@@ -145,6 +152,8 @@ struct Context<'a> {
     view: &'a View,
     objects: &'a mut Objects,
     remarks: &'a mut Remarks,
+    announcements: &'a mut Announcements,
+    members: &'a Members,
 }
 
 impl Compiler {
@@ -153,6 +162,8 @@ impl Compiler {
     pub fn new(config: Validated) -> Self {
         Self {
             rules: Rules::new(&config),
+            announcements: Announcements::new(&config),
+            members: Members::of(&config),
             config,
             view: View::default(),
             objects: Objects::default(),
@@ -195,14 +206,19 @@ impl Compiler {
             view: &self.view,
             objects: &mut self.objects,
             remarks: &mut self.remarks,
+            announcements: &mut self.announcements,
+            members: &self.members,
         };
         if nodes {
             self.placement.rebuild(&mut cx);
+            cx.announcements.mark_all();
         } else if !pods.is_empty() {
             self.placement.pods(pods, &mut cx);
         }
         self.services.compile(&mut cx);
         self.rules.compile(&mut cx);
+        let is_taken = |address: IpAddr| self.placement.has(address);
+        self.announcements.compile(&self.config, &self.members, is_taken, &mut self.objects);
         if self.remarks.take_changed() || !same_sources || nodes {
             self.render();
         }
@@ -223,6 +239,70 @@ impl Compiler {
             incomplete: self.view.incomplete,
         };
         self.take(same)
+    }
+
+    /// Takes over which nodes can be given something. Answers as [`Self::take`].
+    pub fn set_members(&mut self, members: Members) -> Vec<ObjectKey> {
+        if self.members == members {
+            return Vec::new();
+        }
+        self.members = members;
+        if let Some(Object::Node(node)) = self.objects.get(&ObjectKey::Node) {
+            let mut node = node.clone();
+            node.snat.action = self.members.with_holder(&self.config.snat.action);
+            self.objects.set(Object::Node(node));
+        }
+        self.rules.note_members();
+        self.announcements.mark_all();
+        let mut cx = Context {
+            config: &self.config,
+            view: &self.view,
+            objects: &mut self.objects,
+            remarks: &mut self.remarks,
+            announcements: &mut self.announcements,
+            members: &self.members,
+        };
+        self.rules.compile(&mut cx);
+        let is_taken = |address: IpAddr| self.placement.has(address);
+        self.announcements.compile(&self.config, &self.members, is_taken, &mut self.objects);
+        if self.remarks.take_changed() {
+            self.render();
+        }
+        self.objects.take_changed()
+    }
+
+    /// The nodes, and the address at which each is heard: of the family of the outer header.
+    #[must_use]
+    pub fn cluster(&self) -> Cluster {
+        let own = match self.objects.get(&ObjectKey::Node) {
+            Some(Object::Node(node)) => node.addresses.clone(),
+            _ => Vec::new(),
+        };
+        let is_v4 = self.config.encap(&own).underlay == Underlay::Ipv4;
+        let heard = |addresses: &[IpAddr]| {
+            addresses.iter().copied().find(|address| address.is_ipv4() == is_v4)
+        };
+        let others = self.objects.map().values().filter_map(|object| match object {
+            Object::Peer(peer) => Some((peer.name.clone(), heard(&peer.addresses))),
+            _ => None,
+        });
+        Cluster {
+            own: self.config.node_name.clone(),
+            own_address: heard(&own),
+            others: others.collect(),
+        }
+    }
+
+    /// The announced addresses, and who answers for each.
+    #[must_use]
+    pub fn announcements(&self) -> Vec<AnnouncementStatus> {
+        self.announcements.status(&self.members)
+    }
+
+    /// Addresses that nobody answers for although somebody should, in plain words.
+    #[must_use]
+    pub fn announcement_warnings(&self) -> Vec<String> {
+        self.announcements.warnings()
     }
 
     /// The desired objects.

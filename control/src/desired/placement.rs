@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use overlane_api::{Attachment, Endpoint, Node, Object, ObjectKey, Peer};
+use overlane_api::{Attachment, Endpoint, Node, Object, ObjectKey, Peer, SnatSettings};
 
 use super::objects::{Remark, Subject};
 use super::{Conflict, Context, outside, taken};
 use crate::manifests::pod::Standing;
 use crate::manifests::{Manifest, ManifestKey, NodeManifest, PodManifest};
+use crate::membership::Members;
 use crate::sources::Problem;
 use crate::validate::{Validated, is_inside, join, overlaps};
 
@@ -35,6 +36,11 @@ pub(super) struct Placement {
 }
 
 impl Placement {
+    /// Does a node or a pod have `address`, or do pods use it as their gateway?
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.addresses.contains_key(&address)
+    }
+
     /// Places all nodes and pods anew.
     pub(super) fn rebuild(&mut self, cx: &mut Context<'_>) {
         let before = cx.objects.take_all(|key| {
@@ -87,13 +93,13 @@ impl Placement {
         for (node, place) in nodes {
             if node.name == cx.config.node_name {
                 own_seen = true;
-                candidates.push(own_node(cx.config, node, place));
+                candidates.push(own_node(cx.config, cx.members, node, place));
             } else {
                 candidates.push(peer(cx.config, node, place));
             }
         }
         if !own_seen {
-            match node_without_manifest(cx.config) {
+            match node_without_manifest(cx.config, cx.members) {
                 Some(candidate) => candidates.push(candidate),
                 None => self.own_node_is_unknown(cx, before),
             }
@@ -209,7 +215,7 @@ fn claims(object: &Object) -> Option<(&'static str, &[IpAddr], &[IpNet])> {
 }
 
 /// This node, when `nodeAddresses` says what its Node would.
-fn node_without_manifest(config: &Validated) -> Option<Candidate> {
+fn node_without_manifest(config: &Validated, members: &Members) -> Option<Candidate> {
     if config.node_addresses.is_empty() {
         return None;
     }
@@ -221,10 +227,15 @@ fn node_without_manifest(config: &Validated) -> Option<Candidate> {
         gateway_mac: None,
         zone: String::new(),
     };
-    Some(own_node(config, &bare, "nodeAddresses"))
+    Some(own_node(config, members, &bare, "nodeAddresses"))
 }
 
-fn own_node(config: &Validated, manifest: &NodeManifest, place: &str) -> Candidate {
+fn own_node(
+    config: &Validated,
+    members: &Members,
+    manifest: &NodeManifest,
+    place: &str,
+) -> Candidate {
     let addresses = if config.node_addresses.is_empty() {
         manifest.addresses.clone()
     } else {
@@ -241,6 +252,7 @@ fn own_node(config: &Validated, manifest: &NodeManifest, place: &str) -> Candida
         check.push(Conflict::NoUnderlayAddress { addresses: join(&addresses), family });
     }
     let mac = config.gateway_mac.or(manifest.gateway_mac);
+    let action = members.with_holder(&config.snat.action);
     let node = Node {
         name: config.node_name.clone(),
         uplink: config.uplink.clone(),
@@ -254,7 +266,7 @@ fn own_node(config: &Validated, manifest: &NodeManifest, place: &str) -> Candida
         underlay_mtu: config.underlay_mtu,
         pod_mtu: config.pod_mtu(encap.underlay),
         host_port: config.host_port.clone(),
-        snat: config.snat.clone(),
+        snat: SnatSettings { action, ..config.snat.clone() },
         flow_capacity: config.flow_capacity,
         encap,
     };

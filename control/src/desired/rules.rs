@@ -54,6 +54,13 @@ impl Rules {
         }
     }
 
+    /// Other nodes than before can hold gateways.
+    pub(super) fn note_members(&mut self) {
+        for rule in &mut self.rules {
+            rule.is_dirty |= matches!(rule.rule.action, EgressAction::Gateway { .. });
+        }
+    }
+
     /// Compiles what has changed.
     pub(super) fn compile(&mut self, cx: &mut Context<'_>) {
         let mut pods = std::mem::take(&mut self.pods);
@@ -131,7 +138,7 @@ impl Rule {
             order: self.rule.order,
             sources,
             destinations: self.rule.destinations.clone(),
-            action: self.rule.action.clone(),
+            action: cx.members.with_holder(&self.rule.action),
         }));
     }
 }

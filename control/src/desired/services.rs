@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use overlane_api::{
-    Backend, BackendState, Frontend, FrontendKind, Object, ObjectKey, Protocol, Service,
-};
+use overlane_api::{BackendState, Frontend, FrontendKind, Object, ObjectKey, Protocol, Service};
 
+use super::announce;
 use super::backends::{Candidates, Site};
 use super::objects::{Remark, Subject};
 use super::pods::{self, ByLabel};
@@ -344,17 +343,23 @@ impl Services {
             remark.problems.push(Problem { place: cx.view.place(&subject).to_owned(), message });
         }
         let mut objects = Vec::new();
+        let mut wishes = Vec::new();
         let mut health = None;
         if let Some(good) = good {
             remark.notes.extend(notes(good, cx));
             remark.pending.extend(pending(good));
             if good.kind == ServiceKind::Addressed {
-                objects
-                    .extend(good.ports.iter().map(|port| self.object(good, port, cx, &mut remark)));
+                for port in &good.ports {
+                    let candidates = self.candidates(good, port, cx);
+                    let object = self.object(good, port, &candidates, cx, &mut remark);
+                    wishes.extend(announce::wishes(&object, &candidates, cx.config));
+                    objects.push(object);
+                }
             }
             health = good.health_check_port.map(|port| health_of(port, &objects));
         }
         cx.remarks.set(Subject::Manifest(subject), remark);
+        cx.announcements.set_service(name, wishes);
         match health {
             Some(health) => self.health.insert(name.to_owned(), health),
             None => self.health.remove(name),
@@ -381,6 +386,7 @@ impl Services {
         &self,
         service: &ServiceManifest,
         port: &PortManifest,
+        candidates: &Candidates<'_>,
         cx: &Context<'_>,
         remark: &mut Remark,
     ) -> Service {
@@ -399,7 +405,7 @@ impl Services {
         Service {
             protocol: port.protocol,
             frontends,
-            backends: self.backends(service, port, cx),
+            backends: candidates.decide(&self.site),
             internal: service.internal,
             external: service.external,
             affinity_seconds: service.affinity_seconds,
@@ -413,12 +419,12 @@ impl Services {
     }
 
     /// From its slices; a service without any is given what the endpoint controller would give.
-    fn backends(
+    fn candidates<'a>(
         &self,
         service: &ServiceManifest,
         port: &PortManifest,
-        cx: &Context<'_>,
-    ) -> Vec<Backend> {
+        cx: &Context<'a>,
+    ) -> Candidates<'a> {
         let mut candidates = Candidates::default();
         if let Some(slices) = self.slices.get(&service.name) {
             let weight = |address| self.weights.get(&address).copied().unwrap_or(1);
@@ -437,7 +443,7 @@ impl Services {
             });
             chosen.for_each(|pod| candidates.add_pod(pod, port, service));
         }
-        candidates.decide(&self.site)
+        candidates
     }
 }
 

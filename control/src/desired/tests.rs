@@ -98,6 +98,7 @@ impl Bed {
     /// What a compiler makes of the present state that has seen nothing before.
     pub(super) fn afresh(&self) -> BTreeMap<ObjectKey, Object> {
         let mut fresh = Compiler::new(self.config.clone());
+        fresh.set_members(self.compiler.members.clone());
         fresh.take(self.view.clone().into());
         fresh.objects().clone()
     }

@@ -40,6 +40,8 @@ pub struct Memory {
     pub refuse: Option<String>,
     /// The filters of all questions about flows.
     pub filters: Vec<FlowFilter>,
+    /// The leases that were asked for, milliseconds; the same again only once.
+    pub leases: Vec<u32>,
     streams: Vec<UnixStream>,
 }
 
@@ -135,7 +137,11 @@ fn serve(stream: &UnixStream, instance: u64, memory: &Arc<Mutex<Memory>>) -> boo
 fn answer(op: Op, instance: u64, memory: &mut Memory) -> Result<Reply, ApiError> {
     Ok(match op {
         Op::Hello => Reply::Hello { version: "9.9.9".into(), instance },
-        Op::Lease { .. } => Reply::Lease { forwarding: true },
+        Op::Lease { milliseconds } => {
+            memory.leases.push(milliseconds);
+            memory.leases.dedup();
+            Reply::Lease { forwarding: true }
+        }
         Op::Installed => {
             memory.compared += 1;
             let digest = |(key, object): (&ObjectKey, &Object)| (key.clone(), object.digest());

@@ -125,7 +125,8 @@ impl Process {
             self.publish();
         }
         self.process_announcements(now);
-        self.uplink.is_some() && self.compiler.node().is_some()
+        let link = self.uplink.as_ref().and_then(|uplink| self.links.by_index(uplink.ifindex));
+        link.is_some_and(|link| link.running) && self.compiler.node().is_some()
     }
 
     /// Ends announcements whose time has passed. Says whether that has changed the tables.
