@@ -20,7 +20,7 @@ BUILD=(gcc clang llvm libclang-dev libelf-dev libpcap-dev zlib1g-dev libc6-dev
   linux-libc-dev make m4 pkg-config git)
 RUN=(iproute2 ethtool iputils-ping procps util-linux jq tshark iperf3 socat curl python3
   dnsmasq-base bind9-dnsutils)
-TEST=(bpftool tcpdump iputils-arping netcat-openbsd openvswitch-switch nftables python3-scapy
+TEST=(bpftool tcpdump iputils-arping ndisc6 netcat-openbsd openvswitch-switch nftables python3-scapy
   valgrind shellcheck)
 
 missing() {

@@ -37,6 +37,7 @@ options of up:
   --tunnel-port N                   UDP port of the tunnel (that of the mode)
   --mtu N                           MTU of the underlay, bytes (1500)
   --log LEVEL                       the dataplanes' log level
+  --announce                        load balancers' addresses of the node network are answered for
   --no-processes                    the network and the files, but no programs
 
 OVERLANE_BIN: folder of the programs (target/release). OVERLANE_TESTBED_PREFIX and
@@ -48,7 +49,7 @@ STATE=$RUN_DIR/testbed.state
 
 defaults() {
   MODE=geneve MODES_OF='' UNDERLAY=4 WORKERS=1 NODES=2 PODS=2 POLLING='' VNI=1
-  TUNNEL_PORT='' MTU=1500 LOG_LEVEL='' PROCESSES=yes
+  TUNNEL_PORT='' MTU=1500 LOG_LEVEL='' ANNOUNCE=no PROCESSES=yes
 }
 
 number() { # number OPTION VALUE LOW HIGH
@@ -68,6 +69,7 @@ parse_options() {
   while [ $# -gt 0 ]; do
     case $1 in
       --no-processes) PROCESSES=no; shift; continue ;;
+      --announce) ANNOUNCE=yes; shift; continue ;;
       --mode | --mode-of | --underlay | --workers | --nodes | --pods | --polling | --vni | --tunnel-port | --mtu | --log)
         [ $# -ge 2 ] || usage_error "$1 wants a value" ;;
       *) usage_error "unknown option '$1'; testbed.sh --help lists them" ;;
@@ -105,7 +107,7 @@ check_modes_of() {
   done
 }
 
-OPTIONS=(MODE MODES_OF UNDERLAY WORKERS NODES PODS POLLING VNI TUNNEL_PORT MTU LOG_LEVEL PROCESSES)
+OPTIONS=(MODE MODES_OF UNDERLAY WORKERS NODES PODS POLLING VNI TUNNEL_PORT MTU LOG_LEVEL ANNOUNCE PROCESSES)
 
 options_text() {
   local name
