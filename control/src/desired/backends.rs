@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use overlane_api::{Backend, BackendState};
 
 use crate::manifests::endpoint_slice::{Conditions, SliceEndpoint};
-use crate::manifests::service::{PortManifest, ServiceManifest, TargetPort};
+use crate::manifests::service::{PortManifest, ServiceManifest, TargetPort, TrafficDistribution};
 use crate::manifests::{PodManifest, SliceManifest};
 
 /// Where this node is.
@@ -55,13 +55,21 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Adds a pod that the service selects, as the endpoint controller would.
+    /// Adds a pod that the service selects, as the endpoint slice controller would, with its
+    /// hints (KEP-4444, KEP-3015). `zone` is that of the pod's node, at most one.
     pub(super) fn add_pod(
         &mut self,
         pod: &'a PodManifest,
         port: &PortManifest,
         service: &ServiceManifest,
+        zone: &'a [String],
     ) {
+        let node = std::slice::from_ref(&pod.node);
+        let (for_nodes, for_zones): (&[String], &[String]) = match service.distribution {
+            Some(TrafficDistribution::SameZone) => (&[], zone),
+            Some(TrafficDistribution::SameNode) => (node, zone),
+            Some(TrafficDistribution::Unknown(_)) | None => (&[], &[]),
+        };
         let number = match &port.target {
             TargetPort::Number(number) => *number,
             TargetPort::Name(name) => match pod.port(name, port.protocol) {
@@ -75,13 +83,8 @@ impl<'a> Candidates<'a> {
             terminating: pod.terminating,
         };
         for address in pod.addresses.iter().filter(|address| service.serves(**address)) {
-            let candidate = Candidate {
-                conditions,
-                node: &pod.node,
-                for_nodes: &[],
-                for_zones: &[],
-                weight: pod.weight,
-            };
+            let (node, weight) = (pod.node.as_str(), pod.weight);
+            let candidate = Candidate { conditions, node, for_nodes, for_zones, weight };
             self.add((*address, number), candidate);
         }
     }

@@ -376,6 +376,8 @@ fn taken(
 }
 
 #[cfg(test)]
+mod distribution_tests;
+#[cfg(test)]
 mod rule_tests;
 #[cfg(test)]
 mod sequence_tests;

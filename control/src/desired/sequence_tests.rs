@@ -29,13 +29,18 @@ fn random_part(part: usize, dice: &mut Dice) -> String {
     let app = ["x", "y"][usize::from(dice.roll(2) == 0)];
     match part {
         0 if dice.roll(3) == 0 => nodes().replace("zone: z1", "zone: z2"),
+        0 if dice.roll(2) == 0 => nodes().replace(
+            "metadata: {name: b}",
+            "metadata: {name: b, labels: {topology.kubernetes.io/zone: z1}}",
+        ),
         0 => nodes(),
         1..=3 if dice.roll(5) > 0 => {
             let type_ = dice.one_of(&["ClusterIP", "NodePort", "LoadBalancer"]);
             let policy = dice.one_of(&["Cluster", "Local"]);
+            let prefer = dice.one_of(&["PreferSameZone", "PreferSameNode", "''"]);
             format!(
                 "kind: Service\nmetadata: {{name: s{part}}}\nspec: {{type: {type_}, clusterIP: 10.96.0.{}, \
-                 externalTrafficPolicy: {policy}, selector: {{app: {app}}}, ports: [{{port: 80, nodePort: 30080}}]}}\n\
+                 externalTrafficPolicy: {policy}, trafficDistribution: {prefer}, selector: {{app: {app}}}, ports: [{{port: 80, nodePort: 30080}}]}}\n\
                  status: {{loadBalancer: {{ingress: [{{ip: 10.0.7.{}}}]}}}}\n---\n",
                 20 + dice.roll(2),
                 dice.roll(3)

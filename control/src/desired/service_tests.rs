@@ -42,7 +42,7 @@ pub(super) fn endpoint(node: &str, last: u8, conditions: &str) -> String {
     )
 }
 
-fn service(desired: &Desired, name: &str) -> Service {
+pub(super) fn service(desired: &Desired, name: &str) -> Service {
     match desired.objects.get(&ObjectKey::Service(name.to_owned())) {
         Some(Object::Service(service)) => service.clone(),
         _ => panic!("no service {name}: {desired:?}"),
@@ -57,7 +57,7 @@ fn last(backend: &Backend) -> u8 {
 }
 
 /// The last octets of the backends that new flows of scope cluster, of scope local, can go to.
-fn sets(service: &Service) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn sets(service: &Service) -> (Vec<u8>, Vec<u8>) {
     let of = |used: fn(&Backend) -> bool| {
         service.backends.iter().filter(|backend| used(backend)).map(last).collect()
     };
@@ -196,7 +196,7 @@ fn port_is_that_of_the_slice_an_endpoint_is_in() {
     assert_eq!(found, [(10, 8080), (11, 9090)]);
 }
 
-const NAMED: &str = "kind: Service\nmetadata: {name: web}\nspec:\n  clusterIP: 10.96.0.20\n  selector: {app: web}\n  ports: [{port: 80, targetPort: http}]\n---\n";
+pub(super) const NAMED: &str = "kind: Service\nmetadata: {name: web}\nspec:\n  clusterIP: 10.96.0.20\n  selector: {app: web}\n  ports: [{port: 80, targetPort: http}]\n---\n";
 
 /// A pod that calls port `number` http.
 pub(super) fn web_pod(name: &str, on: &str, address: &str, number: u16) -> String {

@@ -12,9 +12,9 @@ use super::pods::{self, ByLabel};
 use super::{Conflict, Context, Health, outside, service_of, taken};
 use crate::manifests::pod::Standing;
 use crate::manifests::selector::has_all;
-use crate::manifests::service::{PortManifest, ServiceKind, ServiceManifest};
+use crate::manifests::service::{PortManifest, ServiceKind, ServiceManifest, TrafficDistribution};
 use crate::manifests::{Manifest, ManifestKey, PodManifest, SliceManifest};
-use crate::sources::Problem;
+use crate::sources::{Problem, View};
 use crate::validate::join;
 
 /// What a packet's destination must be; it belongs to one service port.
@@ -50,6 +50,8 @@ pub(super) struct Services {
     /// Services by the first label of their selector.
     selectors: ByLabel,
     pods: ByLabel,
+    /// Services whose clients prefer what is near.
+    distributed: BTreeSet<String>,
     /// Weights of pods' addresses, where they are not 1.
     weights: BTreeMap<IpAddr, u16>,
     /// Addresses whose weight has changed.
@@ -84,6 +86,10 @@ impl Services {
         }
         if let ManifestKey::Service(name) = key {
             self.dirty.insert(name.clone());
+        }
+        if zone(before) != zone(now) {
+            let derived = self.distributed.iter().filter(|name| !self.slices.contains_key(*name));
+            self.dirty.extend(derived.cloned());
         }
     }
 
@@ -277,6 +283,11 @@ impl Services {
             dirty.extend(claimants.iter().map(|other| other.service.clone()));
             claimants.insert(claim.clone());
         }
+        if good.as_ref().is_some_and(|good| good.distribution.is_some()) {
+            self.distributed.insert(name.to_owned());
+        } else {
+            self.distributed.remove(name);
+        }
         state.claims = claims;
         state.good = good;
         self.states.insert(name.to_owned(), state);
@@ -441,10 +452,24 @@ impl Services {
                 has_all(&pod.labels, &service.selector)
                     && matches!(pod.standing, Standing::Attached | Standing::HostNetwork)
             });
-            chosen.for_each(|pod| candidates.add_pod(pod, port, service));
+            chosen.for_each(|pod| {
+                candidates.add_pod(pod, port, service, zone_of(cx.view, &pod.node));
+            });
         }
         candidates
     }
+}
+
+/// The zone of a node; none when it is not said, or the manifest is not a Node.
+fn zone(manifest: Option<&Manifest>) -> &[String] {
+    match manifest {
+        Some(Manifest::Node(node)) if !node.zone.is_empty() => std::slice::from_ref(&node.zone),
+        _ => &[],
+    }
+}
+
+fn zone_of<'a>(view: &'a View, node: &str) -> &'a [String] {
+    zone(view.get(&ManifestKey::Node(node.to_owned())))
 }
 
 /// The node's own addresses, and those of its interfaces that the configuration adds.
@@ -470,6 +495,11 @@ fn notes(service: &ServiceManifest, cx: &Context<'_>) -> Vec<String> {
             "Service {name} is an ExternalName: DNS answers another name, nothing is installed"
         )),
         ServiceKind::Addressed => {}
+    }
+    if let Some(TrafficDistribution::Unknown(word)) = &service.distribution {
+        notes.push(format!(
+            "Service {name}: trafficDistribution {word} is not known and not used; PreferSameZone, PreferClose and PreferSameNode are"
+        ));
     }
     if !service.external_ips.is_empty() && !cx.config.external_ips {
         notes.push(format!(

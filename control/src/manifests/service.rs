@@ -44,6 +44,17 @@ pub enum TargetPort {
     Name(String),
 }
 
+/// Which backends a client prefers (`spec.trafficDistribution`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TrafficDistribution {
+    /// Those in its zone: `PreferSameZone`, of old `PreferClose`.
+    SameZone,
+    /// Those on its node, then those in its zone: `PreferSameNode`.
+    SameNode,
+    /// A word that is not known here: all the same.
+    Unknown(String),
+}
+
 /// One port of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortManifest {
@@ -90,6 +101,8 @@ pub struct ServiceManifest {
     pub internal: Scope,
     /// `externalTrafficPolicy`.
     pub external: Scope,
+    /// Which backends a client prefers; absent: all the same.
+    pub distribution: Option<TrafficDistribution>,
     /// Session affinity by client address, seconds.
     pub affinity_seconds: Option<u32>,
     /// Who may use its load balancer addresses; empty: all.
@@ -181,6 +194,7 @@ pub fn translate(service: Service) -> Result<ServiceManifest, ManifestError> {
         ports: ports(&key, &spec, on_nodes)?,
         internal,
         external,
+        distribution: distribution(&spec),
         affinity_seconds: affinity(&key, &spec)?,
         source_ranges: source_ranges(&key, &meta, &spec)?,
         publish_not_ready: spec.publish_not_ready_addresses == Some(true),
@@ -360,6 +374,16 @@ fn affinity(key: &ManifestKey, spec: &ServiceSpec) -> Result<Option<u32>, Manife
     let name = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
     let wrong = || super::wrong(key, name, &written.to_string(), "1 to 86400 seconds");
     seconds.map(Some).ok_or_else(wrong)
+}
+
+/// What is not known is a preference all the same, and no reason to do without the service.
+fn distribution(spec: &ServiceSpec) -> Option<TrafficDistribution> {
+    match spec.traffic_distribution.as_deref() {
+        None | Some("") => None,
+        Some("PreferSameZone" | "PreferClose") => Some(TrafficDistribution::SameZone),
+        Some("PreferSameNode") => Some(TrafficDistribution::SameNode),
+        Some(other) => Some(TrafficDistribution::Unknown(other.to_owned())),
+    }
 }
 
 fn source_ranges(
