@@ -28,6 +28,7 @@ mod rfc4787;
 mod rfc5382;
 mod rfc5508;
 mod scenarios_frames;
+mod scenarios_policies;
 mod scenarios_services;
 mod scenarios_snat;
 mod scenarios_tcp;
