@@ -125,9 +125,7 @@ impl Run {
     /// An end sends a packet.
     pub fn send(&mut self, from: End, packet: &Packet, queue: u8) -> Result<(), String> {
         self.wait(PAUSE_MS);
-        // A packet that dies here may open a flow all the same; which one is not seen.
-        let dies_unseen = packet.ttl <= 1 && !self.nat.follows(packet);
-        let mut packet = if dies_unseen { packet.clone().ttl(2) } else { packet.clone() };
+        let mut packet = packet.clone();
         if self.world.workers > 1
             && matches!(from, End::Outside(_))
             && Key::of(&packet).is_some_and(|key| self.nat.is_known(&key))
@@ -142,6 +140,10 @@ impl Run {
         {
             // Which of two reasons to drop it is named depends on the worker.
             *flags &= !(flow::FIN | flow::RST);
+        }
+        if packet.ttl <= 1 && !self.nat.follows(&packet) {
+            // A packet that dies here may open a flow all the same; which one is not seen.
+            packet.ttl = 2;
         }
         let fate = self.nat.judge(from, &packet);
         self.check(from, &packet, queue, &fate)
