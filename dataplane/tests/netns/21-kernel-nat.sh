@@ -6,23 +6,23 @@
 
 VIP4=10.96.9.9 VIP6=fd98::909
 
-# backend_of TYPE NAME IP4 IP6 PORT NODE-PORT POLICY ADDRESS4 ADDRESS6: a service of TCP and UDP with one backend, port 8080.
+# backend_of NAME IP4 IP6 NODE-PORT POLICY ADDRESS4 ADDRESS6: a service of TCP and UDP with one backend, port 8080; with
+# a NodePort unless that is empty.
 backend_of() {
-  local ports="$5=8080/TCP $5=8080/UDP"
-  # shellcheck disable=SC2086
-  service_manifest "$2" "$3" "$4" $ports > "$WORK/service"
-  if [ "$1" = NodePort ]; then
-    sed -i "s/^spec:/spec:\n  type: NodePort\n  externalTrafficPolicy: $7/; s/targetPort: 8080/targetPort: 8080, nodePort: $6/" "$WORK/service"
-  fi
-  everywhere "service-$2" < "$WORK/service"
-  slice_manifests "$2" "$ports" "a=$8" "a=$9" | everywhere "slices-$2"
+  local at=${4:+@$4}
+  service_manifest "$1" "$2" "$3" "80=8080/TCP$at" "80=8080/UDP$at" |
+    sed "s/^spec:/spec:\n  externalTrafficPolicy: $5/" | everywhere "service-$1"
+  slice_manifests "$1" "80=8080/TCP 80=8080/UDP" "a=$6" "a=$7" | everywhere "slices-$1"
 }
 
 manifests() {
-  backend_of ClusterIP outside $VIP4 $VIP6 80 - - "$EXT4" "$EXT6"
-  backend_of NodePort cluster 10.96.9.1 fd98::901 80 30080 Cluster "$(pod_ip4 a 1)" "$(pod_ip6 a 1)"
-  backend_of NodePort local 10.96.9.2 fd98::902 80 30081 Local "$(pod_ip4 a 1)" "$(pod_ip6 a 1)"
+  backend_of outside $VIP4 $VIP6 '' Cluster "$EXT4" "$EXT6"
+  backend_of cluster 10.96.9.1 fd98::901 30080 Cluster "$(pod_ip4 a 1)" "$(pod_ip6 a 1)"
+  backend_of local 10.96.9.2 fd98::902 30081 Local "$(pod_ip4 a 1)" "$(pod_ip6 a 1)"
 }
+
+# Two protocols of three services.
+knows_services() { [ "$(overlane_cli a -o json service list | jq length)" = 6 ]; }
 
 # kernel_node: node b becomes what a node is without Overlane.
 kernel_node() {
@@ -109,7 +109,7 @@ for n in 11 12 13 14 15; do
   address_in ext "2001:db8:113::$n/64" eth0
 done
 manifests
-wait_until 5 eval '[ "$(overlane_cli a -o json service list | jq length)" -ge 6 ]' || die "node a did not take up the services"
+wait_until 15 knows_services || die "node a did not take up the services: $(overlane_cli a service list)"
 kernel_node
 config
 one_ping a-pod1 "$EXT4" > /dev/null; one_ping a-pod1 "$EXT6" > /dev/null
