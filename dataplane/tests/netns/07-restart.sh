@@ -5,10 +5,6 @@
 
 # A ping every 10 ms.
 start_pings() { start a-pod1 ping -n -i 0.01 -W 1 "$(pod_ip4 b 1)"; PINGS=$STARTED PINGS_LOG=$STARTED_LOG; }
-# How many were lost, once `stop_one "$PINGS" INT` has made ping say so.
-lost_pings() {
-  awk '/packets transmitted/ { print $1 - $4 }' "$PINGS_LOG"
-}
 kill_program() { kill -KILL "$(node_pid "$1" "$2")" && wait_until 5 not node_pid "$1" "$2"; }
 restart_a() { testbed restart-dataplane a && wait_ready a; }
 pings_again() { wait_until 10 at a-pod1 ping -n -c 1 -W 1 "$(pod_ip4 b 1)"; }
@@ -28,7 +24,7 @@ check "the dataplane goes on without it" one_ping a-pod1 "$(pod_ip6 b 1)"
 check "control returns" testbed start-control a
 sleep 2
 stop_one "$PINGS" INT
-check "no ping was lost meanwhile" equal lost "$(lost_pings)" 0
+check "no ping was lost meanwhile" equal lost "$(lost_pings "$PINGS_LOG")" 0
 check "nothing that was right was touched" equal generation "$(status_of a .generation)" "$generation"
 
 check "the dataplane is killed" kill_program dataplane a

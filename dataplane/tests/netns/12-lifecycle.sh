@@ -29,6 +29,6 @@ check "its veth deleted under it, the others go on" one_ping a-pod2 "$(pod_ip4 b
 check "it is not called ready any more" wait_until 3 knows_pods a 2
 
 stop_one "$pings" INT
-check "not one ping of the others was lost" equal lost "$(awk '/packets transmitted/ { print $1 - $4 }' "$log")" 0
+check "not one ping of the others was lost" equal lost "$(lost_pings "$log")" 0
 check "counters of a close" closes a
 finish

@@ -11,7 +11,6 @@ xsk_count() { at a awk '$1 == "XDP" { print $3 }' /proc/net/protocols; }
 no_xsk_left() { equal "AF_XDP sockets" "$(xsk_count)" 0; }
 arps() { at net sh -c "ip neigh flush dev br0 && ping -n -c 1 -W 1 $(node_ip4 a)"; }
 solicits() { at net sh -c "ip -6 neigh flush dev br0 && ping -n -c 1 -W 1 $(node_ip6 a)"; }
-lost() { awk '/packets transmitted/ { print $1 - $4 }' "$1"; }
 answered() { awk '/packets transmitted/ { print $4 }' "$1"; }
 socket_count() { status_of a '.ports | length'; }
 now_ms() { printf '%d' $((${EPOCHREALTIME/./} / 1000)); }
@@ -72,7 +71,7 @@ sleep 1
 check "control returns" testbed start-control a
 sleep 2
 stop_one "$pings" INT
-check "pods lost no ping meanwhile" equal lost "$(lost "$pings_log")" 0
+check "pods lost no ping meanwhile" equal lost "$(lost_pings "$pings_log")" 0
 
 check "the dataplane stops" testbed stop-dataplane a
 check "no XDP program is left" no_xdp_left
@@ -81,11 +80,11 @@ stop_one "$ping4" INT
 stop_one "$ping6" INT
 stop_one "$session4"
 stop_one "$session6"
-printf '# IPv4 pings lost: %s of %s; IPv6: %s of %s\n' "$(lost "$ping4_log")" "$(answered "$ping4_log")" \
-  "$(lost "$ping6_log")" "$(answered "$ping6_log")"
+printf '# IPv4 pings lost: %s of %s; IPv6: %s of %s\n' "$(lost_pings "$ping4_log")" "$(answered "$ping4_log")" \
+  "$(lost_pings "$ping6_log")" "$(answered "$ping6_log")"
 # Making a program native on a veth restarts its queues: a packet on its way may get lost then.
-check "the node missed 5 IPv4 pings of all at most" at_most lost "$(lost "$ping4_log")" 5
-check "the node missed 5 IPv6 pings of all at most" at_most lost "$(lost "$ping6_log")" 5
+check "the node missed 5 IPv4 pings of all at most" at_most lost "$(lost_pings "$ping4_log")" 5
+check "the node missed 5 IPv6 pings of all at most" at_most lost "$(lost_pings "$ping6_log")" 5
 for log in "$log4" "$log6"; do
   printf '# session: %s\n' "$(cat "$log")"
   check "the TCP session was never broken" equal error "$(jq -r .error "$log")" null

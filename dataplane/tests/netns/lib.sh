@@ -161,6 +161,17 @@ one_ping() {
   shift 2
   at "$name" ping -n -c 1 -W 1 "$@" "$address" || at "$name" ping -n -c 1 -W 2 "$@" "$address"
 }
+# lost_pings LOG: how many pings of `ping -n` found no answer. Of the last 20 none is counted after the
+# last that did: when ping was ended they may have been on their way.
+lost_pings() {
+  awk '/icmp_seq=/ { sub(/.*icmp_seq=/, ""); answered++; if ($1 + 0 > last) last = $1 + 0 }
+    /packets transmitted/ { sent = $1 }
+    END {
+      if (!answered || !sent) { print "all"; exit }
+      late = sent - last - 20
+      print last - answered + (late > 0 ? late : 0)
+    }' "$1"
+}
 no_ping() { not at "$1" ping -n -c 1 -W 1 "${@:3}" "$2"; }
 
 # serve NAME: echo on TCP and UDP port 7000, both families.
