@@ -5,7 +5,7 @@
 //! Whoever hears of its packet hears of it as it sent it: addresses, ports, and every checksum right.
 
 use etherparse::{Icmpv4Header, Icmpv6Header, Ipv4Header, Ipv6Header};
-use overlane_api::{Mode, Protocol, Scope, Underlay};
+use overlane_api::{Forwarding, Mode, Protocol, Scope, Underlay};
 
 use super::build::{Body, Packet, packet};
 use super::icmp_error::error;
@@ -24,13 +24,14 @@ const WAYS: [(Mode, Underlay); 5] = [
 ];
 
 /// The kinds of translation, with the service's backend and who sees the client's address.
-const KINDS: [(By, (u8, u8), Scope); 9] = [
+const KINDS: [(By, (u8, u8), Scope); 10] = [
     (By::ClusterIp, (1, 0), Scope::Cluster),
     (By::ClusterIp, (0, 1), Scope::Cluster),
     (By::NodePort, (1, 0), Scope::Cluster),
     (By::NodePort, (0, 1), Scope::Local),
     (By::LoadBalancer, (1, 0), Scope::Cluster),
     (By::LoadBalancer, (0, 1), Scope::Local),
+    (By::Direct, (1, 0), Scope::Cluster),
     (By::Snat, (1, 0), Scope::Cluster),
     (By::Gateway(0), (1, 0), Scope::Cluster),
     (By::Gateway(1), (1, 0), Scope::Cluster),
@@ -228,9 +229,23 @@ fn every(by: fn(By) -> bool, protocols: &[Protocol], test: impl Fn(Talk, Mode, U
                 if !by(kind) || kind == By::Gateway(1) && mode == Mode::Native {
                     continue;
                 }
+                // And a node is told of the service by Geneve.
+                if kind == By::Direct && mode != Mode::Geneve {
+                    continue;
+                }
                 for protocol in protocols.iter().copied() {
                     let gateway = if let By::Gateway(holder) = kind { Some(holder) } else { None };
-                    let cluster = Cluster { mode, underlay, protocol, backend, external, gateway };
+                    let direct = kind == By::Direct;
+                    let forwarding = if direct { Forwarding::Dsr } else { Forwarding::Snat };
+                    let cluster = Cluster {
+                        mode,
+                        underlay,
+                        protocol,
+                        backend,
+                        external,
+                        forwarding,
+                        gateway,
+                    };
                     test(Talk::open(&cluster, Route::new(kind, family, backend)), mode, underlay);
                 }
             }
@@ -248,8 +263,20 @@ fn overhead(mode: Mode, underlay: Underlay) -> usize {
     if underlay == Underlay::Ipv4 { 50 } else { 70 }
 }
 
+/// Bytes of the option that names the service to another node: every datagram has it, and of a connection
+/// only what begins it.
+fn option(talk: &Talk) -> usize {
+    match (talk.route.by, talk.protocol) {
+        (By::Direct, Protocol::Udp) => [12, 24][talk.route.family],
+        _ => 0,
+    }
+}
+
 /// Does the way lead from one node to the other, and to the outside?
-fn crosses(talk: &Talk) -> (bool, bool) {
+fn crosses(talk: &Talk, sender: Sender) -> (bool, bool) {
+    if talk.route.by == By::Direct && sender == Sender::Server {
+        return (false, true);
+    }
     let ends = [talk.route.client.0, talk.route.server.0];
     let has_outside = ends.contains(&End::Outside);
     let pods: Vec<u8> = ends
@@ -269,13 +296,13 @@ fn discovery(by: fn(By) -> bool) {
     ] {
         every(by, &[protocol], |mut talk, mode, underlay| {
             (talk.nodes.link_mtu, talk.nodes.outside_mtu) = (link, outside);
-            let (between, out) = crosses(&talk);
             let pods = 1500 - overhead(mode, underlay);
             for sender in [Sender::Client, Sender::Server] {
+                let (between, out) = crosses(&talk, sender);
                 let is_pod = matches!(talk.ends(sender).0, End::Pod(..));
                 let mut expected = pods;
                 if between {
-                    expected = expected.min(link - overhead(mode, underlay));
+                    expected = expected.min(link - overhead(mode, underlay) - option(&talk));
                 }
                 if out {
                     expected = expected.min(outside);
@@ -311,6 +338,11 @@ fn path_mtu_is_discovered_through_node_port() {
 #[test]
 fn path_mtu_is_discovered_through_load_balancer() {
     discovery(|by| by == By::LoadBalancer);
+}
+
+#[test]
+fn path_mtu_is_discovered_through_direct_return() {
+    discovery(|by| by == By::Direct);
 }
 
 #[test]
@@ -387,7 +419,7 @@ fn errors_of_routers_reach_the_sender() {
         |_| true,
         BOTH,
         |mut talk, mode, _| {
-            let (between, out) = crosses(&talk);
+            let (between, out) = crosses(&talk, Sender::Client);
             // Inside of a tunnel there are no routers.
             if !out && (!between || mode.is_tunnel()) {
                 return talk.nodes.close();

@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use overlane_api::{
-    Attachment, Backend, Change, Egress, EgressAction, Endpoint, Frontend, FrontendKind, Mode,
-    Node, Object, Protocol, Scope, Service, Underlay, WorkerId,
+    Attachment, Backend, Change, Egress, EgressAction, Endpoint, Forwarding, Frontend,
+    FrontendKind, Mode, Node, Object, Protocol, Scope, Service, Underlay, WorkerId,
 };
 use overlane_dataplane::stages::Notice;
 use overlane_dataplane::tables::compile::underlay::{Way, Ways};
@@ -70,6 +70,8 @@ pub struct Cluster {
     /// Node and number of the service's one backend.
     pub backend: (u8, u8),
     pub external: Scope,
+    /// How the backend of another node answers clients outside.
+    pub forwarding: Forwarding,
     /// The node that holds the gateway, if pods leave by it.
     pub gateway: Option<u8>,
 }
@@ -122,6 +124,7 @@ fn local(number: u8, pod: u8) -> Endpoint {
 fn exposed(number: u8, cluster: &Cluster) -> Service {
     let mut service = service(0, cluster.protocol, &[cluster.backend]);
     service.external = cluster.external;
+    service.forwarding = cluster.forwarding;
     for backend in &mut service.backends {
         let is_local = cluster.backend.0 == number;
         *backend = Backend { local: is_local, use_local: is_local, ..*backend };
@@ -342,6 +345,8 @@ pub enum By {
     ClusterIp,
     NodePort,
     LoadBalancer,
+    /// A load balancer's address; the backend's node answers the client itself.
+    Direct,
     /// Out of the cluster with the node's address.
     Snat,
     /// Out of the cluster with a gateway's, held by this node.
@@ -368,7 +373,7 @@ impl Route {
         let (client, server, asked) = match by {
             By::ClusterIp => (pod, behind, (vip(0, family), 80)),
             By::NodePort => (stranger, behind, (node_ip(0, family), NODE_PORT)),
-            By::LoadBalancer => (stranger, behind, (load_balancer(family), 80)),
+            By::LoadBalancer | By::Direct => (stranger, behind, (load_balancer(family), 80)),
             By::Snat | By::Gateway(_) => {
                 (pod, (End::Outside, outside(family), 443), (outside(family), 443))
             }
