@@ -242,20 +242,27 @@ fn the_option_takes_its_bytes_of_the_mtu() {
 
 #[test]
 fn errors_on_the_way_to_the_client_reach_the_backend() {
-    for tunnel in GENEVE {
+    for (tunnel, workers) in GENEVE.into_iter().flat_map(|tunnel| [(tunnel, 1), (tunnel, 2)]) {
         for family in 0..2 {
-            let mut bed = bed(tunnel, 1, vec![direct(0, Protocol::Udp, &[(1, 0)])]);
+            let mut bed = bed(tunnel, workers, vec![direct(0, Protocol::Udp, &[(1, 0)])]);
             let sent = asks(family, datagram());
             goes_on(&mut bed, tunnel, &sent, true);
             let router = ["198.18.0.1", "2001:db8:ffff::1"][family].parse().unwrap();
             // What the router quotes is the backend's answer, as it left b.
             let told = error(router, &sent.reply(b"answer").ttl(9), TOO_BIG, 1300);
-            let frame = bed.one(&UPLINK, &told.frame(IN), &UPLINK, FORWARDED);
             let server = (pod_ip(1, 0, family), 8080);
             let answer = sent.between(client(family), server).reply(b"answer").ttl(9);
             let seen = error(router, &answer, TOO_BIG, 1300).ttl(63);
-            let outer = Tunnel::to_peer(1, tunnel.0, tunnel.1, flow_of(&frame));
-            assert_eq!(frame, outer.wrap(&seen.frame(between(0, 1))));
+            // A router's packets come by any queue: the client's came by the first.
+            for queue in 0..usize::from(workers) {
+                let moved: &[(&str, i64)] = match queue {
+                    0 => FORWARDED,
+                    _ => &[("received", 2), ("sent", 2), ("handed_over", 1)],
+                };
+                let frame = bed.one(&Place::Uplink(queue), &told.frame(IN), &UPLINK, moved);
+                let outer = Tunnel::to_peer(1, tunnel.0, tunnel.1, flow_of(&frame));
+                assert_eq!(frame, outer.wrap(&seen.frame(between(0, 1))));
+            }
             bed.close();
         }
     }
