@@ -21,12 +21,13 @@ leaves the testbed up.
 TEXT
 }
 
-STEPS=12 STEP=0
+STEPS=13 STEP=0
 WORK=$(mktemp -d /tmp/overlane-quickstart.XXXXXX)
 # Results for the picture at the end.
-RTT4='' RTT6='' COPIED='' RATE='' BACK='' OUTER='' SPREAD='' SEEN='' ASKED=''
+RTT4='' RTT6='' COPIED='' RATE='' BACK='' OUTER='' SPREAD='' SEEN='' ASKED='' HOLDER=''
 VIP4=10.96.1.1 VIP6=fd98::101
 DNS4=10.96.0.10 DNS6=fd98::a NODE_PORT=30080
+BALANCER4=10.0.7.1 BALANCER6=fd00:10:0:7::1
 
 step() {
   STEP=$((STEP + 1))
@@ -151,13 +152,29 @@ service() {
 # The same service from outside: any node's address and the NodePort. Its backends see the node that
 # was asked, so that their answers come back through it.
 from_outside() {
-  local address
+  local address i
   for address in "$(node_ip4 a)" "$(node_ip4 b)" "[$(node_ip6 a)]" "[$(node_ip6 b)]"; do
     address=http://$address:$NODE_PORT/
     wait_until 5 answers ext "$address" || die "$address does not answer ovl-ext: $TESTBED status"
     printf '    20 times curl %s\n' "$address"
     for ((i = 0; i < 20; i++)); do get ext "$address" || die "$address did not answer"; done > "$WORK/answers"
     sort "$WORK/answers" | uniq -c
+  done
+}
+
+# And at a load balancer's addresses, that of each family answered for by one live node, which other
+# hosts of the link find by ARP and ND.
+from_balancer() {
+  local address node i
+  LOAD_BALANCER="$BALANCER4 $BALANCER6" service_manifest web $VIP4 $VIP6 80=8080/TCP@$NODE_PORT | everywhere service-web
+  for address in "$BALANCER4" "[$BALANCER6]"; do
+    wait_until 10 answers ext "http://$address/" || die "http://$address/ does not answer ovl-ext: $TESTBED status"
+    node=$(overlane_of a -o json status |
+      jq -r --arg address "$(tr -d '[]' <<< "$address")" '.control.announcements[] | select(.address == $address) | .node')
+    printf '    20 times curl http://%s/, for which node %s answers\n' "$address" "$node"
+    for ((i = 0; i < 20; i++)); do get ext "http://$address/" || die "http://$address/ did not answer"; done > "$WORK/answers"
+    sort "$WORK/answers" | uniq -c
+    HOLDER=${HOLDER:-$node}
   done
 }
 
@@ -261,7 +278,7 @@ picture() {
   printf '        %s: %s\n' "$MODE" "$OUTER"
   printf '                            |\n'
   printf '        ovl-ext  %s  sees %s\n' "$EXT4" "$SEEN"
-  printf '                 and asks %s:%s\n' "$(node_ip4 a)" "$NODE_PORT"
+  printf '                 and asks %s:%s, and %s, now at %s\n' "$(node_ip4 a)" "$NODE_PORT" "$BALANCER4" "$HOLDER"
   cat <<TEXT
 
 It took $SECONDS s. The testbed is up; three things to try next:
@@ -287,7 +304,7 @@ step "packages and toolchain"
 step "build"
 build
 step "testbed: two nodes, two pods each"
-"$here/testbed.sh" up "$@"
+"$here/testbed.sh" up --announce "$@"
 MODE=$(sed -n 's/^MODE=//p' "$RUN_DIR/testbed.state")
 "$here/testbed.sh" status | sed '/^node a$/,$d'
 step "ping between pods on two nodes"
@@ -302,6 +319,8 @@ step "a service with a backend on each node"
 service
 step "the service from a host outside the cluster"
 from_outside
+step "the service at a load balancer's addresses"
+from_balancer
 step "names by a service: a name server in a pod"
 dns
 step "a host outside the cluster"
