@@ -72,7 +72,8 @@ enum ovl_reason {
 	OVL_NEIGHBOR = 3,        /* ARP or neighbour question about a local prefix or announced */
 	OVL_SERVICE = 4,         /* destination is a service's address */
 	OVL_NODE_PORT = 5,       /* destination is a NodePort of this node */
-	OVL_EGRESS = 6,          /* answer to a flow that left with an address of this node's */
+	OVL_EGRESS = 6,          /* answer to a flow that left with an address of this node's, or a
+				  * fragment of what may be one, or for a NodePort */
 	OVL_FLOW_ERROR = 7,      /* ICMP error about a packet from a NodePort or of such a flow */
 	/* To the kernel. */
 	OVL_TRUNCATED = 8,       /* ends before its own headers do */

@@ -50,6 +50,7 @@ struct ipv4_header {
 	__be32 source;
 	__be32 destination;
 };
+#define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_OFFSET_MASK 0x1fff
 
 /* RFC 8200 section 3 */
@@ -70,6 +71,7 @@ struct ipv6_extension {
 	__be32 rest;
 };
 #define IPV6_OFFSET_MASK 0xfff8
+#define IPV6_MORE_FRAGMENTS 1
 
 struct udp_header {
 	__be16 source;
@@ -184,7 +186,8 @@ static __always_inline struct ipv6_header *take_ipv6(struct rest *rest, int *mal
 /* Where the walk over the extension headers ended. */
 struct transport {
 	__u8 protocol;           /* 59 (no next header) when not reached */
-	__u8 later_fragment;     /* this is not the first piece; `protocol` says what the whole is */
+	__u8 fragment;           /* this is a piece; `protocol` says what the whole is */
+	__u8 later_fragment;     /* and not the first one */
 };
 #define PROTO_NONE 59
 
@@ -210,6 +213,8 @@ static __always_inline struct transport take_extensions(struct rest *rest, __u8 
 		if (!header)
 			return none;
 		if (next == PROTO_FRAGMENT) {
+			if (header->fragment & bpf_htons(IPV6_OFFSET_MASK | IPV6_MORE_FRAGMENTS))
+				found.fragment = 1;
 			if (header->fragment & bpf_htons(IPV6_OFFSET_MASK)) {
 				found.later_fragment = 1;
 				found.protocol = header->next_header;

@@ -210,15 +210,18 @@ static __always_inline int quotes_flow(struct rest rest, __u8 bits, __u8 protoco
 	return 0;
 }
 
-/* A later fragment has no ports: whose it is, nobody can say here. Those of a node's address go
- * to the kernel unless the dataplane has asked for them; it then gives back what is the host's. */
-static __always_inline enum ovl_reason steer_fragment(__u8 bits, __u8 protocol, __u8 icmp,
-						      const struct ovl_settings *set)
+/* A later fragment has no ports: whose it is, nobody can say here. The dataplane can ask for all
+ * fragments, first ones as well, to an address where flows may be; what is the host's it gives back. */
+static __always_inline int is_asked_for(__u8 bits, __u8 protocol, __u8 icmp,
+					const struct ovl_settings *set)
 {
-	if (!has_ports(protocol) && protocol != icmp)
-		return OVL_OTHER;
-	if (bits & OVL_IS_EGRESS && set->take_fragments && set->snat_first)
-		return OVL_EGRESS;
+	if (!set->take_fragments || (!has_ports(protocol) && protocol != icmp))
+		return 0;
+	return bits & OVL_IS_NODE || (bits & OVL_IS_EGRESS && set->snat_first);
+}
+
+static __always_inline enum ovl_reason steer_later_fragment(__u8 bits, __u8 protocol)
+{
 	return bits & OVL_IS_NODE && protocol == PROTO_UDP ? OVL_FRAGMENT : OVL_OTHER;
 }
 
@@ -284,8 +287,11 @@ static __always_inline enum ovl_reason steer_ipv4(struct rest rest, const struct
 	bits = what_is_v4(destination);
 	if (is_service(bits) && (has_ports(protocol) || protocol == PROTO_ICMP))
 		return OVL_SERVICE;
-	if (ip->fragment & bpf_htons(IPV4_OFFSET_MASK))
-		reason = steer_fragment(bits, protocol, PROTO_ICMP, set);
+	if (ip->fragment & bpf_htons(IPV4_OFFSET_MASK | IPV4_MORE_FRAGMENTS) &&
+	    is_asked_for(bits, protocol, PROTO_ICMP, set))
+		reason = OVL_EGRESS;
+	else if (ip->fragment & bpf_htons(IPV4_OFFSET_MASK))
+		reason = steer_later_fragment(bits, protocol);
 	else if (protocol == PROTO_UDP && bits & OVL_IS_NODE && is_tunnel(&tunnel, set))
 		reason = OVL_TUNNEL;
 	else if (bits && has_ports(protocol))
@@ -366,8 +372,10 @@ static __always_inline enum ovl_reason steer_transport_v6(struct rest rest, stru
 {
 	struct rest tunnel = rest;
 
+	if (transport.fragment && is_asked_for(bits, transport.protocol, PROTO_ICMPV6, set))
+		return OVL_EGRESS;
 	if (transport.later_fragment)
-		return steer_fragment(bits, transport.protocol, PROTO_ICMPV6, set);
+		return steer_later_fragment(bits, transport.protocol);
 	if (transport.protocol == PROTO_ICMPV6)
 		return steer_icmpv6(rest, ip, bits, set);
 	if (transport.protocol == PROTO_UDP && bits & OVL_IS_NODE && is_tunnel(&tunnel, set))

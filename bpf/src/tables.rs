@@ -13,10 +13,11 @@ pub struct UplinkSettings {
     pub vxlan_port: Option<u16>,
     /// Take ARP requests and neighbour solicitations whose target is in a local prefix.
     pub answer_neighbors: bool,
-    /// Take later fragments to egress addresses while there are SNAT ports. They have no ports:
-    /// among them are the host's own, which are to be given back to it. Off: the kernel gets them
-    /// all, and no answer to a flow that left with such an address may be fragmented (its first
-    /// piece, which has ports, is taken all the same).
+    /// Take all fragments of TCP, UDP, SCTP and ICMP to node addresses and, while there are SNAT
+    /// ports, to egress addresses: the later ones have no ports. Among them are the host's own,
+    /// which are to be given back to it. Off: the kernel gets the later ones, and neither an answer
+    /// to a flow that left with such an address nor what comes to a NodePort may be fragmented (a
+    /// first fragment is steered by its ports all the same).
     pub take_fragments: bool,
 }
 
@@ -102,7 +103,8 @@ pub enum Reason {
     Service = 4,
     /// To the dataplane: the destination is a NodePort of this node.
     NodePort = 5,
-    /// To the dataplane: an answer to a flow that left with an egress address.
+    /// To the dataplane: an answer to a flow that left with an egress address; or a fragment, when
+    /// they are asked for, to that or a node address.
     Egress = 6,
     /// To the dataplane: an ICMP error about a packet from a NodePort, or of such a flow.
     FlowError = 7,

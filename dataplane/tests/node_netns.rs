@@ -443,7 +443,8 @@ fn links_come_change_and_go() {
 fn host_port_settings() -> HostPortSettings {
     HostPortSettings {
         interface: "overlane0".into(),
-        mtu: 1450,
+        mtu: 1500,
+        route_mtu: 1450,
         gateway_mac: MacAddr([0x02, 0x4f, 10, 0, 1, 4]),
         ipv4: Some([10, 0, 1, 4].into()),
         ipv6: Some("fd00:10:0:1::4".parse().unwrap()),
@@ -471,7 +472,7 @@ fn the_host_port_is_made_routed_and_removed() {
     let mut port = HostPort::create(host_port_settings()).unwrap();
     let shown =
         sh("ip -d link show overlane0; ip -d link show overlane0x; ip addr show overlane0x");
-    assert_eq!(shown.matches("mtu 1450").count(), 3, "{shown}");
+    assert_eq!(shown.matches("mtu 1500").count(), 3, "{shown}");
     assert_eq!(shown.matches("state UP").count(), 3, "{shown}");
     assert!(shown.contains(&port.host_mac().to_string()), "{shown}");
     assert!(!shown.contains("inet"), "the dataplane's end has no address: {shown}");
@@ -494,6 +495,7 @@ fn the_host_port_is_made_routed_and_removed() {
     assert!(route.contains("via 169.254.1.1 dev overlane0 src 10.0.1.4"), "{route}");
     assert!(route.contains("via fe80::1 dev overlane0"), "{route}");
     assert!(route.contains("src fd00:10:0:1::4"), "{route}");
+    assert_eq!(route.matches("mtu 1450").count(), 2, "as much as pods take: {route}");
     let neighbors = sh("ip neigh show dev overlane0 nud permanent");
     for address in ["169.254.1.1", "fe80::1"] {
         let wanted = format!("{address} lladdr 02:4f:0a:00:01:04");

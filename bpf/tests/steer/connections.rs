@@ -72,8 +72,54 @@ pub fn questions_for(v4: Ipv4Addr, v6: Ipv6Addr) -> Vec<Vec<u8>> {
     vec![arp(1, v4), solicitation(v6, 255, 0), probe(v6)]
 }
 
-/// Pieces without ports, to egress addresses; taken only when asked for.
-pub fn later_fragments() -> Vec<Sample> {
+/// Pieces to node and egress addresses, the first ones to ports of the host; taken only when asked for.
+pub fn fragments() -> Vec<Sample> {
+    let first = [(44, fragment(0, true))];
+    let v4 = |to, protocol, body: &[u8]| fragmented(over_v4(to, protocol, body), 0, true);
+    let v6 = |to, protocol, body: &[u8]| extended(over_v6(to, protocol, body), &first);
+    let (nfs, ping) = (segment(443, 2049), echo(8, 0, 1));
+    let mut all = later_fragments();
+    all.extend([
+        steered("first UDP fragment to the node", Reason::Egress, L4_V4, v4(NODE_V4, UDP, &nfs)),
+        steered("first SCTP fragment to the node", Reason::Egress, L4_V4, v4(NODE_V4, SCTP, &nfs)),
+        steered("first fragment of a ping", Reason::Egress, L4_V4, v4(NODE_V4, ICMP, &ping)),
+        steered("first fragment on IPv6", Reason::Egress, L4_V6 + 8, v6(NODE_V6, TCP, &nfs)),
+        steered("first fragment of a ping on IPv6", Reason::Egress, L4_V6 + 8, {
+            v6(NODE_V6, ICMPV6, &echo(128, 0, 1))
+        }),
+    ]);
+    all
+}
+
+/// Fragments that are the host's, whatever is asked for: no flow carries such.
+pub fn other_fragments() -> Vec<Sample> {
+    let later = [(44, fragment(185, false))];
+    let atomic = [(44, fragment(0, false))];
+    vec![
+        passed(
+            "later ESP fragment",
+            Reason::Other,
+            fragmented(over_v4(NODE_V4, 50, &segment(1, 1)), 185, true),
+        ),
+        passed(
+            "later ESP fragment on IPv6",
+            Reason::Other,
+            extended(over_v6(NODE_V6, 50, &[0; 20]), &later),
+        ),
+        passed(
+            "whole packet with a fragment header",
+            Reason::Other,
+            extended(over_v6(NODE_V6, TCP, &segment(443, 22)), &atomic),
+        ),
+        passed(
+            "fragment to nobody",
+            Reason::Other,
+            fragmented(over_v4(PEER_V4, UDP, &segment(1, 1)), 185, true),
+        ),
+    ]
+}
+
+fn later_fragments() -> Vec<Sample> {
     let later = [(44, fragment(185, false))];
     let v4 = |to, protocol| fragmented(over_v4(to, protocol, &segment(443, 20_000)), 185, true);
     let v6 = |to, protocol| extended(over_v6(to, protocol, &segment(443, 20_000)), &later);

@@ -8,6 +8,8 @@ use overlane_api::{Timeouts as TimeoutSettings, WorkerId};
 
 use super::TICK_NS;
 use super::affinity::AffinityTable;
+use super::fragments::FragmentMap;
+use super::identification::Identifications;
 use super::past::Carried;
 use super::ports::PortAllocator;
 use super::table::{FlowTable, FlowTable4, FlowTable6, Removed};
@@ -18,6 +20,9 @@ use crate::packet::region::RegionError;
 
 /// Entries that expiry looks at in one tick of [`Flows::expire`].
 const BUDGET: u32 = 4096;
+
+/// Packets of each family whose fragments are on their way: as many as one worker knows at once.
+const DATAGRAMS: u32 = 4096;
 
 /// A mark of a flow ([`super::half::Way::marks`]): its source port is of [`Flows::ports_v4`] or
 /// [`Flows::ports_v6`].
@@ -53,6 +58,12 @@ pub struct Flows {
     pub affinity_v4: AffinityTable<u32>,
     /// Backends that IPv6 clients stay with.
     pub affinity_v6: AffinityTable<u128>,
+    /// IPv4 packets whose first fragments have come.
+    pub fragments_v4: FragmentMap<u32>,
+    /// IPv6 packets whose first fragments have come.
+    pub fragments_v6: FragmentMap<u128>,
+    /// Of IPv4 packets that leave with a shared address.
+    pub identifications: Identifications,
     /// State of [`Flows::random`].
     random: u64,
     expired_at: u32,
@@ -79,6 +90,9 @@ impl Flows {
             ports_v6: PortAllocator::new(worker, [seed(), seed()])?,
             affinity_v4: AffinityTable::new(seed())?,
             affinity_v6: AffinityTable::new(seed())?,
+            fragments_v4: FragmentMap::new(DATAGRAMS, seed())?,
+            fragments_v6: FragmentMap::new(DATAGRAMS, seed())?,
+            identifications: Identifications::new(worker, [seed(), seed()]),
             random: seed() | 1,
             expired_at: 0,
         })
@@ -156,6 +170,7 @@ impl Flows {
     pub fn set_workers(&mut self, workers: u32) {
         self.ports_v4.set_workers(workers);
         self.ports_v6.set_workers(workers);
+        self.identifications.set_workers(workers);
     }
 
     /// Other timeouts and cooldowns (seconds), for flows that exist as well.
@@ -176,6 +191,12 @@ impl Flows {
         let Self { v4, v6, ports_v4, ports_v6, .. } = self;
         ports_v4.set_pod_limit(limit, holders(v4));
         ports_v6.set_pod_limit(limit, holders(v6));
+    }
+
+    /// Ticks that the first fragment of a packet is remembered.
+    #[must_use]
+    pub fn fragment_timeout(&self) -> u32 {
+        self.v4.timeouts.fragments()
     }
 
     /// Flows leave with an address from now on.

@@ -5,6 +5,7 @@
 //! nothing else.
 
 use bytemuck::AnyBitPattern;
+use overlane_api::WorkerId;
 
 use crate::packet::flow_key::{Address, FlowHash, FlowKey};
 use crate::packet::region::{Region, RegionError};
@@ -23,7 +24,7 @@ pub struct FragmentKey<A> {
     pub destination: A,
     /// Identification: 16 bits in IPv4, 32 in IPv6.
     pub id: u32,
-    /// Number in the IP header; in IPv6 that of the upper layer.
+    /// Number in the IP header; 0 for IPv6, whose later fragments do not know it.
     pub protocol: u8,
 }
 
@@ -34,9 +35,13 @@ pub struct FragmentPorts {
     pub source_port: u16,
     /// Destination port.
     pub destination_port: u16,
-    /// Identification that the fragments leave with: several pods behind one address may use the same
+    /// What the packet carries.
+    pub protocol: u8,
+    /// The worker to which the fragment went on, because the packet's flow is there.
+    pub home: Option<WorkerId>,
+    /// Identification for the fragments of an IPv4 packet that leaves with an address of others as well
     /// (RFC 7857 section 10).
-    pub new_id: u32,
+    pub new_id: u16,
 }
 
 #[derive(Debug, Clone, Copy, AnyBitPattern)]
@@ -45,12 +50,17 @@ struct Entry<A> {
     source: A,
     destination: A,
     id: u32,
-    new_id: u32,
     /// Tick from which on it is forgotten; 0: no entry.
     until: u32,
     source_port: u16,
     destination_port: u16,
+    new_id: u16,
+    /// Of the key.
     protocol: u8,
+    /// Of the packet.
+    upper: u8,
+    /// Number of the worker that it went on to, plus 1; 0: none.
+    home: u8,
 }
 
 impl<A: Address> Entry<A> {
@@ -149,11 +159,13 @@ impl<A: Address> FragmentMap<A> {
             source: key.source,
             destination: key.destination,
             id: key.id,
-            new_id: ports.new_id,
             until: now.saturating_add(timeout).clamp(1, u32::MAX - 1),
             source_port: ports.source_port,
             destination_port: ports.destination_port,
+            new_id: ports.new_id,
             protocol: key.protocol,
+            upper: ports.protocol,
+            home: ports.home.map_or(0, |home| home.0.saturating_add(1)),
         };
     }
 
@@ -165,6 +177,8 @@ impl<A: Address> FragmentMap<A> {
         Some(FragmentPorts {
             source_port: found.source_port,
             destination_port: found.destination_port,
+            protocol: found.upper,
+            home: found.home.checked_sub(1).map(WorkerId),
             new_id: found.new_id,
         })
     }
@@ -184,7 +198,15 @@ mod tests {
 
     fn ports(number: u32) -> FragmentPorts {
         let port = u16::try_from(number % 65536).unwrap();
-        FragmentPorts { source_port: port, destination_port: !port, new_id: number }
+        let home =
+            (!number.is_multiple_of(3)).then_some(WorkerId(u8::try_from(number % 3).unwrap()));
+        FragmentPorts {
+            source_port: port,
+            destination_port: !port,
+            protocol: 17,
+            home,
+            new_id: !port,
+        }
     }
 
     #[test]

@@ -27,13 +27,14 @@
 //! | [`ports`] | external ports of source NAT; which worker owns which is in `packet/blocks.rs` |
 //! | [`past`] | what flows that have gone had carried, by service |
 //! | [`affinity`] | the backends that clients are to stay with |
-//! | [`fragments`] | ports of fragmented datagrams |
+//! | [`fragments`], [`identification`] | ports of fragmented packets, and what names their fragments |
 
 pub mod affinity;
 pub mod expiry;
 pub mod flows;
 pub mod fragments;
 pub mod half;
+pub mod identification;
 pub mod index;
 pub mod past;
 pub mod ports;

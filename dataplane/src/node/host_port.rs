@@ -25,8 +25,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+    RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -101,8 +101,10 @@ pub enum HostPortError {
 pub struct HostPortSettings {
     /// Name of the host's end; the dataplane's is this with an `x` behind it.
     pub interface: String,
-    /// MTU of both ends, bytes.
+    /// MTU of both ends, bytes. Whatever the underlay brings can be given to the host.
     pub mtu: u32,
+    /// Largest IP packet that the host is to send into the dataplane, bytes.
+    pub route_mtu: u32,
     /// MAC behind the next hops: the node's gateway MAC.
     pub gateway_mac: MacAddr,
     /// Source of what the host sends into the dataplane, IPv4. Absent: no IPv4 routes.
@@ -120,7 +122,8 @@ impl HostPortSettings {
         let port = node.host_port.as_ref()?;
         Some(Self {
             interface: port.interface.clone(),
-            mtu: u32::from(node.pod_mtu),
+            mtu: u32::from(node.pod_mtu.max(node.underlay_mtu)),
+            route_mtu: u32::from(node.pod_mtu),
             gateway_mac: node.gateway_mac,
             ipv4: node.ipv4(),
             ipv6: node.ipv6(),
@@ -321,6 +324,7 @@ impl HostPort {
             RouteAttribute::Destination(RouteAddress::from(prefix.network())),
             RouteAttribute::Gateway(RouteAddress::from(next_hop)),
             RouteAttribute::Oif(self.host_ifindex),
+            RouteAttribute::Metrics(vec![RouteMetric::Mtu(self.settings.route_mtu)]),
         ];
         message.attributes.extend(source.map(|from| RouteAttribute::PrefSource(from.into())));
         message
@@ -472,7 +476,8 @@ mod tests {
     fn host_mac_is_a_local_unicast_address_and_not_the_gateways() {
         let settings = HostPortSettings {
             interface: "overlane0".into(),
-            mtu: 1450,
+            mtu: 1500,
+            route_mtu: 1450,
             gateway_mac: MacAddr([0x02, 0x4f, 10, 0, 1, 4]),
             ipv4: None,
             ipv6: None,

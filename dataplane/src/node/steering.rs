@@ -67,6 +67,13 @@ impl Connections {
         self
     }
 
+    /// May a fragment to one of this node's own addresses, or to those that flows leave with, be of a
+    /// connection? Only its packet's first fragment tells.
+    #[must_use]
+    pub(super) fn may_come_in_fragments(&self) -> bool {
+        self.snat_ports.is_some() || !self.node_ports.is_empty()
+    }
+
     /// Tells the uplink's program; it writes what differs.
     ///
     /// # Errors
@@ -121,6 +128,7 @@ mod tests {
 
     fn addresses(connections: &Connections) -> Vec<IpAddr> {
         assert_eq!(connections.snat_ports.is_some(), !connections.egress.is_empty());
+        assert_eq!(connections.may_come_in_fragments(), !connections.egress.is_empty());
         connections.egress.iter().copied().collect()
     }
 
@@ -224,6 +232,7 @@ mod tests {
         let expected = [ip("198.51.100.7"), ip("198.51.100.9"), ip("2001:db8:51::7")];
         assert_eq!(found.services, expected.into());
         assert_eq!(found.node_ports, [(6, 30_080), (17, 53)].into());
+        assert!(found.may_come_in_fragments());
         assert_eq!((found.snat_ports, found.egress), (None, BTreeSet::new()));
     }
 }

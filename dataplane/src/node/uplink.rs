@@ -214,6 +214,8 @@ impl Process {
         let flat = node.mode == Mode::Flat;
         let pods = if flat { self.local_addresses() } else { Vec::new() };
         let connections = self.connections(&node);
+        // What is the host's of them must find its way back.
+        let has_host_port = self.host.is_some();
         let announced: Vec<_> = self.compiler.announced().iter().copied().collect();
         if let Some(uplink) = &mut self.uplink {
             let port = |mode| self.compiler.uses(mode);
@@ -221,7 +223,7 @@ impl Process {
                 geneve_port: port(Mode::Geneve).then_some(node.encap.geneve_port),
                 vxlan_port: port(Mode::Vxlan).then_some(node.encap.vxlan_port),
                 answer_neighbors: flat,
-                take_fragments: false,
+                take_fragments: has_host_port && connections.may_come_in_fragments(),
             };
             let native = self.compiler.uses(Mode::Native);
             let prefixes = match (flat, native) {

@@ -134,8 +134,14 @@ drop_reasons! {
         "Raise flowCapacity, or look for a flood in overlane flow list.";
     FlowAmbiguous "flow_ambiguous" "Its answers could not be told from those of other flows."
         "Use more source ports at the client.";
-    FragmentNotTranslated "fragment_not_translated" "A later fragment of a packet whose addresses are translated."
-        "Lower the sender's packet size below the pods' MTU.";
+    FragmentTooShort "fragment_too_short" "A first fragment that ends inside of its transport header, or a later one that begins there (RFC 1858)."
+        "Treat it as an attack until explained.";
+    FragmentFirstMissing "fragment_first_missing" "A later fragment; the first one of its packet did not come within a second."
+        "Look for loss on the way to here, or for a flood of fragments.";
+    FragmentsWaiting "fragments_waiting" "Too many fragments already wait for the first ones of their packets."
+        "Look for a flood of fragments; else lower the sender's packet size below the MTU.";
+    FragmentNotTranslated "fragment_not_translated" "A fragment of a packet that has no flow, or of SCTP with other ports, whose checksum needs the whole packet."
+        "Look at why the first fragment was dropped; lower the sender's packet size below the MTU.";
     EgressDenied "egress_denied" "An egress rule denies the destination."
         "Look at the egress rules of the node's configuration.";
     EgressNoAddress "egress_no_address" "The node has no address of the packet's family to leave with."

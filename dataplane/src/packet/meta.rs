@@ -153,10 +153,10 @@ pub struct Meta {
     /// none. `ingress/parse`.
     pub l4: u16,
     /// Source port of TCP, UDP and SCTP, host order; identifier of an ICMP echo request; else 0.
-    /// `ingress/parse`.
+    /// `ingress/parse`; of a later fragment `stages/fragments`.
     pub source_port: u16,
     /// Destination port of TCP, UDP and SCTP, host order; identifier of an ICMP echo reply; else
-    /// 0. `ingress/parse`.
+    /// 0. `ingress/parse`; of a later fragment `stages/fragments`.
     pub destination_port: u16,
     /// Family. `ingress/parse`.
     pub kind: Kind,
@@ -172,6 +172,14 @@ pub struct Meta {
     pub dont_fragment: bool,
     /// A fragment, first or later. `ingress/parse`.
     pub is_fragment: bool,
+    /// Is the packet of which it is a fragment known here? Then its ports, also those of a later
+    /// fragment, are the first's. `stages/fragments`.
+    pub is_known_fragment: bool,
+    /// What a fragment of an IPv4 packet is named by when it leaves with a shared address.
+    /// `stages/fragments`.
+    pub new_id: u16,
+    /// Number of the packet of which it is a fragment; another may have the same. `stages/fragments`.
+    pub datagram: u16,
     /// May the packet's TTL still be lowered here? Not for packets made here.
     pub forwarded: bool,
     /// Its direction of a flow of this worker's, by number; 0: of none. `lookup/conntrack`,
@@ -181,7 +189,8 @@ pub struct Meta {
     pub is_answer: bool,
     /// Is it to a service at this node's own address? `ingress/decap`, `resolve/route`.
     pub is_node_port: bool,
-    /// Workers that had no flow for it; of an ICMP error about a service's answer. `resolve/connect`.
+    /// Workers that had no flow for it; of an ICMP error about a service's answer. `resolve/connect`,
+    /// `stages/fragments`.
     pub asked: u8,
     /// Is it an ICMP error about the flow's other direction? `lookup/related`, `resolve/connect`.
     pub is_related: bool,
@@ -226,6 +235,9 @@ impl Meta {
             ttl: 0,
             dont_fragment: false,
             is_fragment: false,
+            is_known_fragment: false,
+            new_id: 0,
+            datagram: 0,
             forwarded: true,
             flow: 0,
             is_answer: false,

@@ -32,6 +32,8 @@ pub enum Verdict {
     ToHost(PortId),
     /// Waits for its next hop to be resolved.
     Hold,
+    /// Waits for the first fragment of its packet.
+    Wait,
     /// Not delivered.
     Drop(DropReason),
 }

@@ -172,7 +172,8 @@ pub fn key_v6(frame: &Frame, meta: &Meta) -> FlowKey<u128> {
 #[must_use]
 pub fn own_end(frame: &Frame, meta: &Meta) -> (u8, u16) {
     let is_icmp = matches!(meta.protocol, protocol::ICMP | protocol::ICMPV6);
-    let quoted = if is_icmp && meta.destination_port == 0 { quoted_end(frame, meta) } else { None };
+    let may_quote = is_icmp && meta.destination_port == 0 && meta.l4 != 0;
+    let quoted = if may_quote { quoted_end(frame, meta) } else { None };
     quoted.unwrap_or((meta.protocol, meta.destination_port))
 }
 

@@ -14,6 +14,7 @@
     reason = "offsets and lengths inside of a frame are below 65,536, and halves of a product are meant"
 )]
 
+pub mod fragments;
 pub mod ingress;
 pub mod keys;
 pub mod lookup;
@@ -46,6 +47,8 @@ pub struct Context<'a> {
     pub made: &'a mut Vector,
     /// This worker's flows.
     pub flows: &'a mut Flows,
+    /// Packets whose first fragment came with this vector, by number: their later ones may go on.
+    pub first_fragments: &'a mut FirstFragments,
     /// Limits ICMP errors.
     pub icmp_limit: &'a mut transmit::icmp_error::RateLimit,
     /// What the slow thread should know.
@@ -67,6 +70,9 @@ pub enum Notice {
 
 /// Notices of one vector; more than fit are left out, they come again.
 pub type Notices = arrayvec::ArrayVec<Notice, 16>;
+
+/// Numbers of packets ([`Meta::datagram`]).
+pub type FirstFragments = arrayvec::ArrayVec<u16, { crate::packet::vector::VECTOR }>;
 
 /// A vector from pods' ports and the host port.
 pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
@@ -100,8 +106,10 @@ fn answer_link_messages(vector: &mut Vector, cx: &mut Context<'_>) {
     }
 }
 
-/// A vector whose packets were routed before: handed over by another worker.
+/// A vector whose packets were routed before: handed over by another worker, or fragments that waited
+/// for the first one of their packet.
 pub fn from_worker(vector: &mut Vector, cx: &mut Context<'_>) {
+    ingress::fragments::phase(vector, cx);
     if resolve::route::confirm(vector, cx) {
         resolve::gateway::phase(vector, cx);
     }

@@ -22,7 +22,7 @@ pub struct Counters {
     pub handed_over: u64,
     /// Frames given to the host's stack.
     pub to_host: u64,
-    /// Frames inside now: waiting for a next hop.
+    /// Frames inside now: waiting for a next hop, or for the first fragment of their packet.
     pub held: u64,
     /// Frames copied into another UMEM.
     pub copied: u64,

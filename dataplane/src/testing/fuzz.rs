@@ -6,7 +6,7 @@
 //!
 //! | byte % 8 | step |
 //! |---|---|
-//! | 0 to 4 | a frame: place, template, patches (see [`frame`]) |
+//! | 0 to 4 | a frame, or a fragment: place, template, patches (see [`frame`]) |
 //! | 5 | a frame as it stands in the input: place, length, bytes |
 //! | 6 | a change of the tables |
 //! | 7 | time passes, or one worker alone takes its turn |
@@ -15,12 +15,18 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use overlane_api::{Change, MacAddr, Mode, Object, ObjectKey, Underlay};
+use ipnet::IpNet;
+use overlane_api::{
+    Backend, BackendState, Change, Frontend, FrontendKind, MacAddr, Mode, Object, ObjectKey,
+    Protocol, Reject, Scope, Service, Underlay,
+};
 
 use super::node::{NEXT_HOP_MAC, UPLINK_MAC};
 use super::{MemoryNode, Place, objects};
+use crate::tables::compile::underlay::{Way, Ways};
 use crate::tables::peers::Adjacency;
-use crate::wire::{checksum, ethernet, ipv4, ipv6};
+use crate::wire::ipv6::{FRAGMENT_HEADER_LEN, FragmentInfo};
+use crate::wire::{checksum, ethernet, ipv4, ipv6, protocol};
 
 /// Workers of the node.
 const WORKERS: u8 = 2;
@@ -67,7 +73,7 @@ impl<'a> Input<'a> {
 /// Says which promise was broken.
 pub fn node(bytes: &[u8]) -> Result<(), String> {
     NODE.with_borrow_mut(|slot| {
-        let node = slot.get_or_insert_with(|| MemoryNode::new(WORKERS, cluster(Mode::Geneve)));
+        let node = slot.get_or_insert_with(new_node);
         let mut input = Input(bytes);
         for _ in 0..STEPS {
             if input.0.is_empty() {
@@ -84,9 +90,77 @@ pub fn node(bytes: &[u8]) -> Result<(), String> {
     })
 }
 
-/// The cluster from which every input starts: the usual one, with a peer of another mode.
+/// A node in its first state, with a way out.
+fn new_node() -> MemoryNode {
+    let mut node = MemoryNode::new(WORKERS, cluster(Mode::Geneve));
+    let ways = [("0.0.0.0/0", "10.0.0.1"), ("::/0", "fe80::99")];
+    let ways = ways.map(|(to, by)| Some((to.parse().ok()?, by.parse().ok()?)));
+    let ways: Vec<(IpNet, IpAddr)> = ways.into_iter().flatten().collect();
+    let compiler = &mut node.bench().compiler;
+    compiler.set_ways(ways.iter().map(|(to, by)| (*to, Way::Gateway(*by))).collect::<Ways>());
+    for (_, gateway) in ways {
+        let adjacency = Adjacency { source: UPLINK_MAC, destination: NEXT_HOP_MAC };
+        compiler.set_gateway(gateway, Some(adjacency));
+    }
+    node.publish();
+    node
+}
+
+/// Both ports of what [`ip`] makes.
+const PORT: u16 = 0x0808;
+
+/// Address of the service, IPv4 and IPv6.
+const VIP: [&str; 2] = ["10.96.0.10", "fd98::a"];
+
+/// A UDP service with a backend here and one at node b, for pods and from outside.
+fn service() -> Service {
+    let address = |family: usize| VIP.get(family).and_then(|vip| vip.parse().ok());
+    let (mut frontends, mut backends) = (Vec::new(), Vec::new());
+    for family in 0..2 {
+        let places = [
+            (address(family), FrontendKind::ClusterIp),
+            (objects::node_addresses(0).get(family).copied(), FrontendKind::NodePort),
+        ];
+        frontends.extend(
+            places.into_iter().filter_map(|(address, kind)| {
+                Some(Frontend { address: address?, port: PORT, kind })
+            }),
+        );
+        backends.extend((0..2).filter_map(|node| {
+            Some(Backend {
+                address: *objects::pod_addresses(node, 1 - node).get(family)?,
+                port: 8080,
+                weight: 1,
+                local: node == 0,
+                use_cluster: true,
+                use_local: node == 0,
+                serving: true,
+                state: BackendState::Ready,
+            })
+        }));
+    }
+    frontends.sort();
+    backends.sort_by_key(|backend| (backend.address, backend.port));
+    Service {
+        name: "default/big:udp".into(),
+        protocol: Protocol::Udp,
+        frontends,
+        backends,
+        internal: Scope::Cluster,
+        external: Scope::Cluster,
+        affinity_seconds: None,
+        source_ranges: Vec::new(),
+        reject: Reject::Rst,
+        forwarding: Default::default(),
+        algorithm: Default::default(),
+        health_check_port: None,
+    }
+}
+
+/// The cluster from which every input starts: the usual one, with a peer of another mode, and a service.
 fn cluster(mode: Mode) -> Vec<Change> {
     let mut changes = objects::cluster(mode, Underlay::Ipv4, WORKERS);
+    changes.push(Change::Set(Object::Service(service())));
     let other = if mode == Mode::Vxlan { Mode::Geneve } else { Mode::Vxlan };
     changes.push(Change::Set(Object::Peer(objects::peer(2, other))));
     changes
@@ -103,6 +177,12 @@ fn settle(node: &mut MemoryNode) -> Result<(), String> {
     node.check_books()?;
     if node.counters().held != 0 {
         return Err(format!("{} packets wait for ever", node.counters().held));
+    }
+    // And so do flows: the longest timeout is over.
+    node.wait(Duration::from_secs(3 * 3600));
+    node.run();
+    if node.flows() != 0 {
+        return Err(format!("{} flows stay for ever", node.flows()));
     }
     reset(node).map_err(|error| format!("the first state is refused: {error:?}"))?;
     node.run();
@@ -199,6 +279,7 @@ fn address(choice: u8, family: usize) -> Option<IpAddr> {
     let node = choice >> 2 & 3;
     Some(match choice % 4 {
         0 | 1 => *objects::pod_addresses(node, choice >> 4 & 3).get(family)?,
+        2 if choice >> 4 == 15 => VIP.get(family)?.parse().ok()?,
         2 => *objects::node_addresses(node).get(family)?,
         _ => {
             let texts = match choice >> 4 & 3 {
@@ -252,8 +333,12 @@ fn frame(input: &mut Input<'_>, place: &Place) -> Vec<u8> {
     let (from, to) = (input.byte(), input.byte());
     let body = [17, 6, 1, 58][usize::from(input.below(4))];
     let len = input.word() % 1600;
-    let ttl = [64, 1, 2, 255][usize::from(input.below(4))];
+    let choice = input.byte();
+    let ttl = [64, 1, 2, 255][usize::from(choice % 4)];
     let mut packet = ip(family, from, to, body, len, ttl);
+    if choice >> 6 == 3 {
+        into_fragment(&mut packet, choice >> 2 & 15);
+    }
     let macs = match place {
         Place::Pod(name) => {
             let pod = (0..3).find(|pod| objects::pod_name(0, *pod) == *name).unwrap_or_default();
@@ -352,6 +437,28 @@ fn ip(family: usize, from: u8, to: u8, protocol: u8, len: usize, ttl: u8) -> Vec
     }
     packet.resize(packet.len() + len, 8);
     packet
+}
+
+/// Makes a part of a packet of it: the first, a middle or the last one, of one of four packets.
+fn into_fragment(packet: &mut Vec<u8>, choice: u8) {
+    let (offset, more) = [(0, true), (64, true), (64, false), (1, false)][usize::from(choice % 4)];
+    let identification = u32::from(choice / 4);
+    if packet.first().is_some_and(|byte| byte >> 4 == 6) {
+        let Some(next) = packet.get_mut(6) else { return };
+        let upper = std::mem::replace(next, protocol::FRAGMENT);
+        let mut header = [0; FRAGMENT_HEADER_LEN];
+        FragmentInfo { offset, more, identification }.write(&mut header, upper);
+        packet.splice(ipv6::HEADER_LEN..ipv6::HEADER_LEN, header);
+        let len = u16::try_from(packet.len() - ipv6::HEADER_LEN).unwrap_or_default();
+        if let Some(field) = packet.get_mut(4..6) {
+            field.copy_from_slice(&len.to_be_bytes());
+        }
+    } else if let Some(header) = packet.get_mut(..ipv4::MIN_HEADER_LEN) {
+        let field = offset | if more { ipv4::MORE_FRAGMENTS } else { 0 };
+        header[5] = choice / 4;
+        header[6..8].copy_from_slice(&field.to_be_bytes());
+        checksum::compute(header, 10, 0);
+    }
 }
 
 /// The outer IP packet of a tunnel from a peer, without a UDP checksum.

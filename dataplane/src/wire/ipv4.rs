@@ -385,6 +385,16 @@ pub fn translate(
     put::<CHECKSUM, 2, N>(header, checksum.to_be_bytes());
 }
 
+/// Writes an identification, and updates the checksum.
+#[inline]
+pub fn set_identification(header: &mut [u8; MIN_HEADER_LEN], identification: u16) {
+    let old = get_u16::<IDENTIFICATION, N>(header);
+    put::<IDENTIFICATION, 2, N>(header, identification.to_be_bytes());
+    let difference = checksum::difference16(old, identification);
+    let checksum = checksum::apply(get_u16::<CHECKSUM, N>(header), difference);
+    put::<CHECKSUM, 2, N>(header, checksum.to_be_bytes());
+}
+
 /// Writes `ttl`, which must be one less than what is there, and updates the checksum.
 #[inline]
 #[allow(clippy::cast_possible_truncation, reason = "the carry is added before it is cut off")]

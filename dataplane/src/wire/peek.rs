@@ -6,6 +6,8 @@
 )]
 
 use super::checksum;
+use super::ipv4::Ipv4;
+use super::ipv6::{FragmentInfo, Ipv6};
 
 /// Source address of an IPv4 packet, host order.
 #[inline]
@@ -35,6 +37,23 @@ pub fn source_v6(ip: &[u8]) -> u128 {
 pub fn destination_v6(ip: &[u8]) -> u128 {
     let address = ip.get(24..40).and_then(|a| a.first_chunk::<16>());
     address.map_or(0, |a| u128::from_be_bytes(*a))
+}
+
+/// Which part of which packet an IPv4 fragment is. None: there is no header.
+#[must_use]
+pub fn fragment_v4(ip: &[u8]) -> Option<FragmentInfo> {
+    let ip = Ipv4::parse(ip).ok()?;
+    Some(FragmentInfo {
+        offset: ip.fragment_offset(),
+        more: ip.more_fragments(),
+        identification: u32::from(ip.identification()),
+    })
+}
+
+/// The same of an IPv6 fragment. None: it has no fragment header.
+#[must_use]
+pub fn fragment_v6(ip: &[u8]) -> Option<FragmentInfo> {
+    Ipv6::parse(ip).ok()?.upper_layer().ok()?.fragment
 }
 
 /// Sum of the pseudo-header of an IPv4 packet whose upper layer is `len` bytes long.

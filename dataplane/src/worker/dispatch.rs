@@ -34,6 +34,7 @@ impl<P: Port> Worker<P> {
                 }
                 Verdict::ToHost(port) => self.give_to_host(frame, *meta, port),
                 Verdict::Hold => self.hold(frame, *meta),
+                Verdict::Wait => self.wait(frame, *meta),
                 // Every stage decides; a packet that none decided for has no way out.
                 Verdict::Send(_) | Verdict::Pending => self.discard(frame, DropReason::NoRoute),
             }

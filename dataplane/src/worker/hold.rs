@@ -1,4 +1,5 @@
-//! Packets that wait for a next hop: a few, for a second at most. Sent on when the tables change.
+//! Packets that wait, a few, for a second at most: for a next hop, until the tables change; and
+//! fragments, until the first one of their packet comes.
 
 use super::Worker;
 use crate::io::Port;
@@ -15,7 +16,10 @@ const CAPACITY: usize = 64;
 /// How long a packet waits, nanoseconds.
 const PATIENCE_NS: u64 = 1_000_000_000;
 
-/// Waiting packets, oldest first, with the time they came.
+/// Fragments of one packet that wait at once.
+const OF_ONE: usize = 16;
+
+/// Waiting packets, with the time they came.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     waiting: Vector,
@@ -27,17 +31,36 @@ impl Held {
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
+
+    /// Takes one more; gives it back when there is no room.
+    #[allow(clippy::result_large_err, reason = "a packet that does not fit must come back")]
+    fn push(&mut self, frame: Frame, mut meta: Meta, since_ns: u64) -> Result<(), Packet> {
+        meta.verdict = Verdict::Pending;
+        self.waiting.push(Packet { frame, meta })?;
+        // As many as packets.
+        let _ = self.since_ns.try_push(since_ns);
+        Ok(())
+    }
+
+    /// Has one waited too long?
+    fn is_overdue(&self, now_ns: u64) -> bool {
+        self.since_ns.iter().any(|since| is_overdue(*since, now_ns))
+    }
+}
+
+fn is_overdue(since_ns: u64, now_ns: u64) -> bool {
+    now_ns.saturating_sub(since_ns) > PATIENCE_NS
 }
 
 impl<P: Port> Worker<P> {
-    /// Lets a packet wait.
-    pub(super) fn hold(&mut self, frame: Frame, mut meta: Meta) {
-        meta.verdict = Verdict::Pending;
-        match self.held.waiting.push(Packet { frame, meta }) {
-            Ok(()) => {
-                self.held.since_ns.push(self.now_ns);
-                self.counters.held += 1;
-            }
+    /// Lets a packet wait for its next hop.
+    pub(super) fn hold(&mut self, frame: Frame, meta: Meta) {
+        self.hold_since(frame, meta, self.now_ns);
+    }
+
+    fn hold_since(&mut self, frame: Frame, meta: Meta, since_ns: u64) {
+        match self.held.push(frame, meta, since_ns) {
+            Ok(()) => self.counters.held += 1,
             Err(packet) => self.discard(packet.frame, DropReason::HoldFull),
         }
     }
@@ -47,19 +70,15 @@ impl<P: Port> Worker<P> {
         if self.held.waiting.is_empty() {
             return;
         }
-        let mut waiting = std::mem::take(&mut self.held.waiting);
-        let since = std::mem::take(&mut self.held.since_ns);
-        self.counters.held = 0;
+        let Held { mut waiting, since_ns } = std::mem::take(&mut self.held);
+        self.counters.held -= waiting.len() as u64;
         self.run_stages(&mut waiting, stages::from_here);
         for ((frame, meta), since) in
-            waiting.frames.drain(..).zip(waiting.meta.drain(..)).zip(since)
+            waiting.frames.drain(..).zip(waiting.meta.drain(..)).zip(since_ns)
         {
             if meta.verdict == Verdict::Hold {
                 // Still waits, and has not waited less for it.
-                self.hold(frame, meta);
-                if let Some(last) = self.held.since_ns.last_mut() {
-                    *last = since;
-                }
+                self.hold_since(frame, meta, since);
                 continue;
             }
             let mut one = Vector::default();
@@ -73,21 +92,88 @@ impl<P: Port> Worker<P> {
     /// Drops what has waited too long.
     pub(super) fn expire_held(&mut self) {
         let now = self.now_ns;
-        let expired = |since: &u64| now.saturating_sub(*since) > PATIENCE_NS;
-        if !self.held.since_ns.first().is_some_and(expired) {
+        if self.held.is_overdue(now) {
+            let Held { waiting, since_ns } = std::mem::take(&mut self.held);
+            self.counters.held -= waiting.len() as u64;
+            for ((frame, meta), since) in waiting.frames.into_iter().zip(waiting.meta).zip(since_ns)
+            {
+                if is_overdue(since, now) {
+                    self.discard(frame, DropReason::NeighborUnresolved);
+                } else {
+                    self.hold_since(frame, meta, since);
+                }
+            }
+        }
+        if self.fragments.is_overdue(now) {
+            self.expire_fragments();
+        }
+    }
+
+    /// Lets a fragment wait for the first one of its packet.
+    #[cold]
+    pub(super) fn wait(&mut self, frame: Frame, meta: Meta) {
+        let waiting = &self.fragments.waiting.meta;
+        let of_one = waiting.iter().filter(|other| other.datagram == meta.datagram).count();
+        if of_one < OF_ONE {
+            self.wait_since(frame, meta, self.now_ns);
+        } else {
+            self.discard(frame, DropReason::FragmentsWaiting);
+        }
+    }
+
+    fn wait_since(&mut self, frame: Frame, meta: Meta, since_ns: u64) {
+        match self.fragments.push(frame, meta, since_ns) {
+            Ok(()) => self.counters.held += 1,
+            Err(packet) => self.discard(packet.frame, DropReason::FragmentsWaiting),
+        }
+    }
+
+    /// First fragments have come: the others of their packets go on, in the order in which they came.
+    #[cold]
+    pub(super) fn release_fragments(&mut self) {
+        let firsts = std::mem::take(&mut self.first_fragments);
+        if self.fragments.waiting.is_empty() {
             return;
         }
-        let waiting = std::mem::take(&mut self.held.waiting);
-        let since = std::mem::take(&mut self.held.since_ns);
-        self.counters.held = 0;
-        for ((frame, meta), since) in waiting.frames.into_iter().zip(waiting.meta).zip(since) {
-            if expired(&since) {
-                self.discard(frame, DropReason::NeighborUnresolved);
-                continue;
+        let Held { waiting, since_ns } = std::mem::take(&mut self.fragments);
+        self.counters.held -= waiting.len() as u64;
+        let mut released = Held::default();
+        for ((frame, meta), since) in waiting.frames.into_iter().zip(waiting.meta).zip(since_ns) {
+            if firsts.contains(&meta.datagram) {
+                // As many as waited: there is room.
+                let _ = released.push(frame, meta, since);
+            } else {
+                self.wait_since(frame, meta, since);
             }
-            self.hold(frame, meta);
-            if let Some(last) = self.held.since_ns.last_mut() {
-                *last = since;
+        }
+        let Held { waiting: mut released, since_ns } = released;
+        if released.is_empty() {
+            return;
+        }
+        self.run_stages(&mut released, stages::from_worker);
+        let mut going = Vector::default();
+        for ((frame, meta), since) in released.frames.into_iter().zip(released.meta).zip(since_ns) {
+            if meta.verdict == Verdict::Wait {
+                // What came was another packet's, with the same number.
+                self.wait_since(frame, meta, since);
+            } else {
+                // As many as were released: there is room.
+                let _ = going.push(Packet { frame, meta });
+            }
+        }
+        self.dispatch(&mut going);
+        self.process_made();
+    }
+
+    #[cold]
+    fn expire_fragments(&mut self) {
+        let Held { waiting, since_ns } = std::mem::take(&mut self.fragments);
+        self.counters.held -= waiting.len() as u64;
+        for ((frame, meta), since) in waiting.frames.into_iter().zip(waiting.meta).zip(since_ns) {
+            if is_overdue(since, self.now_ns) {
+                self.discard(frame, DropReason::FragmentFirstMissing);
+            } else {
+                self.wait_since(frame, meta, since);
             }
         }
     }

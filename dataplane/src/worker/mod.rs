@@ -30,7 +30,7 @@ use crate::packet::pool::{Depot, FramePool, UmemId};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::{PortId, Verdict};
 use crate::stages::transmit::icmp_error::RateLimit;
-use crate::stages::{self, Context, Notice, Notices};
+use crate::stages::{self, Context, FirstFragments, Notice, Notices};
 use crate::stats::counters::{Counters, Published};
 use crate::tables::external::External;
 use crate::tables::publish::Subscription;
@@ -146,6 +146,10 @@ pub struct Worker<P> {
     handed: Option<Box<Vector>>,
     made: Vector,
     held: Held,
+    /// Fragments that wait for the first one of their packet.
+    fragments: Held,
+    /// Of the vector under way.
+    first_fragments: FirstFragments,
     /// What is to be done with the flows, a piece in each round.
     errands: VecDeque<Box<Errand>>,
     /// The addresses that [`Parts::flows`] has been told of.
@@ -188,6 +192,8 @@ impl<P: Port> Worker<P> {
             handed: Some(Box::default()),
             made: Vector::default(),
             held: Held::default(),
+            fragments: Held::default(),
+            first_fragments: FirstFragments::new(),
             errands: VecDeque::new(),
             external: None,
             notices: Notices::new(),
@@ -331,6 +337,9 @@ impl<P: Port> Worker<P> {
         self.run_stages(vector, stages);
         self.dispatch(vector);
         self.process_made();
+        if !self.first_fragments.is_empty() {
+            self.release_fragments();
+        }
     }
 
     /// Sends what the stages made: ICMP errors and fragments.
@@ -358,6 +367,7 @@ impl<P: Port> Worker<P> {
             pool,
             made: &mut self.made,
             flows: &mut self.parts.flows,
+            first_fragments: &mut self.first_fragments,
             icmp_limit: &mut self.icmp_limit,
             notices: &mut self.notices,
             link_messages: &mut self.link_messages,
@@ -417,7 +427,7 @@ impl<P: Port> Worker<P> {
     pub fn frames(&self) -> usize {
         let ports: usize = self.slots.iter().flatten().map(|slot| slot.port.held()).sum();
         let pools: usize = self.pools.iter().map(FramePool::len).sum();
-        ports + pools + self.held.len()
+        ports + pools + self.held.len() + self.fragments.len()
     }
 
     /// A port, for whoever drives an in-memory node.

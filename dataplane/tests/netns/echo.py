@@ -2,7 +2,7 @@
 
     echo.py serve PORT                  echo on TCP and UDP, IPv4 and IPv6
     echo.py tcp ADDRESS PORT BYTES      send that many random bytes, compare what comes back
-    echo.py udp ADDRESS PORT COUNT      datagrams of several sizes, one after the other
+    echo.py udp ADDRESS PORT COUNT [BYTES]   datagrams of several sizes, or of one, one after the other
     echo.py session ADDRESS PORT        a line every 20 ms until SIGTERM; then prints
                                         {"lines": N, "longest_gap_ms": N, "error": null or text}
 """
@@ -66,14 +66,14 @@ def tcp(address, port, count):
         sys.exit(f"sent {count} bytes, got {got} back, or they differ")
 
 
-def udp(address, port, count):
+def udp(address, port, count, size=None):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as s:
         s.settimeout(1)
         s.connect((address, port))
         for number in range(count):
             # Text: random bytes now and then look like another protocol to who decodes a capture.
-            data = (b"datagram %d " % number).ljust(15 + (number * 97) % 1300, b".")
+            data = (b"datagram %d " % number).ljust(size or 15 + (number * 97) % 1300, b".")
             for attempt in range(3):
                 s.send(data)
                 try:
@@ -121,7 +121,7 @@ def main():
     elif verb == "session":
         session(rest[0], int(rest[1]))
     else:
-        {"tcp": tcp, "udp": udp}[verb](rest[0], int(rest[1]), int(rest[2]))
+        {"tcp": tcp, "udp": udp}[verb](rest[0], *map(int, rest[1:]))
 
 
 main()

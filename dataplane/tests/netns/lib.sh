@@ -180,7 +180,8 @@ serve() {
   wait_until 5 grep -qs ready "$STARTED_LOG" || die "the echo server in $1 did not start: $(cat "$STARTED_LOG")"
 }
 tcp_echo() { at "$1" "$PYTHON" "$HERE/echo.py" tcp "$2" 7000 "${3:-200000}"; }
-udp_echo() { at "$1" "$PYTHON" "$HERE/echo.py" udp "$2" 7000 "${3:-20}"; }
+# udp_echo NAME ADDRESS [COUNT [BYTES]]
+udp_echo() { at "$1" "$PYTHON" "$HERE/echo.py" udp "$2" 7000 "${3:-20}" "${@:4}"; }
 
 # web NAME [PORT]: scripts/lib/web.py there, as NAME, on port 8080; its log is $WORK/web.NAME.
 web() {

@@ -31,14 +31,14 @@ const NO_PORT: [(u8, u8); 2] = [(3, 3), (1, 4)];
 const GENEVE: [(Mode, Underlay); 2] =
     [(Mode::Geneve, Underlay::Ipv4), (Mode::Geneve, Underlay::Ipv6)];
 
-fn balancer(number: u8, family: usize) -> IpAddr {
+pub fn balancer(number: u8, family: usize) -> IpAddr {
     [format!("198.51.100.{}", 80 + number), format!("2001:db8:100::{}", 80 + number)][family]
         .parse()
         .unwrap()
 }
 
 /// A service of which backends answer clients themselves.
-fn direct(number: u8, protocol: Protocol, backends: &[(u8, u8)]) -> Service {
+pub fn direct(number: u8, protocol: Protocol, backends: &[(u8, u8)]) -> Service {
     let mut service = service(number, protocol, backends);
     for family in 0..2 {
         let address = balancer(number, family);
@@ -52,7 +52,7 @@ fn direct(number: u8, protocol: Protocol, backends: &[(u8, u8)]) -> Service {
     service
 }
 
-fn bed(tunnel: (Mode, Underlay), workers: u8, services: Vec<Service>) -> Bed {
+pub fn bed(tunnel: (Mode, Underlay), workers: u8, services: Vec<Service>) -> Bed {
     let mut bed = bed_over(tunnel, workers, workers, |node| {
         node.service_cidrs = vec!["10.96.0.0/16".parse().unwrap(), "fd98::/108".parse().unwrap()];
     });
@@ -63,7 +63,7 @@ fn bed(tunnel: (Mode, Underlay), workers: u8, services: Vec<Service>) -> Bed {
 }
 
 /// The option that names a service, and the Geneve header before it.
-fn header(vip: (IpAddr, u16)) -> Vec<u8> {
+pub fn header(vip: (IpAddr, u16)) -> Vec<u8> {
     let address = match vip.0 {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -79,11 +79,11 @@ fn with_option(class: u16, kind: u8, data: &[u8]) -> Vec<u8> {
 }
 
 /// A tunnel from or to peer 1 whose packets name this service.
-fn naming(tunnel: Tunnel, vip: (IpAddr, u16)) -> Tunnel {
+pub fn naming(tunnel: Tunnel, vip: (IpAddr, u16)) -> Tunnel {
     Tunnel { header: header(vip), ..tunnel }
 }
 
-fn client(family: usize) -> (IpAddr, u16) {
+pub fn client(family: usize) -> (IpAddr, u16) {
     (outside(family), 50_000)
 }
 

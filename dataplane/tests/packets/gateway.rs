@@ -29,7 +29,7 @@ const NO_PORT: [(u8, u8); 2] = [(3, 3), (1, 4)];
 const TTL_EXPIRED: [(u8, u8); 2] = [(11, 0), (3, 0)];
 const HANDED: &[(&str, i64)] = &[("received", 2), ("sent", 2), ("handed_over", 1)];
 
-fn pool(family: usize) -> IpAddr {
+pub fn pool(family: usize) -> IpAddr {
     ["198.51.100.7", "2001:db8:51::7"][family].parse().unwrap()
 }
 
@@ -52,7 +52,7 @@ fn rule(nodes: &[&str]) -> Egress {
 }
 
 /// A node with a default route, and the gateway at `nodes`.
-fn bed(tunnel: (Mode, Underlay), workers: u8, nodes: &[&str]) -> Bed {
+pub fn bed(tunnel: (Mode, Underlay), workers: u8, nodes: &[&str]) -> Bed {
     let mut bed = bed_over(tunnel, workers, workers, |_| {});
     bed.node.set(Object::Egress(rule(nodes))).unwrap();
     bed

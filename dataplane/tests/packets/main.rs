@@ -16,6 +16,7 @@ mod egress;
 mod egress_tables;
 mod encap;
 mod flat;
+mod fragments;
 mod gateway;
 mod icmp_error;
 mod listings;

@@ -4,8 +4,7 @@
 
 use overlane_api::Mode;
 
-use super::parse;
-use super::path_mtu;
+use super::{fragments, parse, path_mtu};
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin};
@@ -165,15 +164,12 @@ fn outer_v4(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
     let payload = ip.payload();
     if ip.protocol() == protocol::UDP && ip.fragment_offset() == 0 {
         let port = payload.first_chunk::<4>().map_or(0, |p| u16::from_be_bytes([p[2], p[3]]));
-        if node.is_tunnel_port(port) {
-            if ip.is_fragment() {
-                return Err(Verdict::Drop(DropReason::OuterFragment));
-            }
+        if node.is_tunnel_port(port) && !ip.is_fragment() {
             meta.kind = Kind::Ipv4;
             return tunnel(meta, port, ip.header_len(), ip.total_len(), ip.tos());
         }
     }
-    if ip.protocol() == protocol::ICMP {
+    if ip.protocol() == protocol::ICMP && ip.fragment_offset() == 0 {
         path_mtu::from_icmpv4(payload, cx);
     }
     own_address(frame, meta, cx)
@@ -193,15 +189,12 @@ fn outer_v6(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
     let first = upper.fragment.is_none_or(|fragment| fragment.offset == 0);
     if upper.protocol == protocol::UDP && first {
         let port = payload.first_chunk::<4>().map_or(0, |p| u16::from_be_bytes([p[2], p[3]]));
-        if node.is_tunnel_port(port) {
-            if upper.fragment.is_some() {
-                return Err(Verdict::Drop(DropReason::OuterFragment));
-            }
+        if node.is_tunnel_port(port) && upper.fragment.is_none() {
             meta.kind = Kind::Ipv6;
             return tunnel(meta, port, upper.offset, packet_len, ip.traffic_class());
         }
     }
-    if upper.protocol == protocol::ICMPV6 {
+    if upper.protocol == protocol::ICMPV6 && first {
         let pseudo = peek::pseudo_v6(bytes, protocol::ICMPV6, payload.len());
         path_mtu::from_icmpv6(payload, pseudo, cx);
     }
@@ -211,9 +204,38 @@ fn outer_v6(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
 /// A packet to an address of this node's, and of no tunnel: an answer to a flow that left with the
 /// address, which its worker knows; or to a service there; or the host's.
 fn own_address(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
-    if parse_plain(frame, meta, cx.tables).is_err() || meta.l4 == 0 {
+    if parse_plain(frame, meta, cx.tables).is_err() {
         return Err(cx.tables.node.host_verdict());
     }
+    if meta.is_fragment { fragments::step(frame, meta, cx) } else { own_port(frame, meta, cx) }
+}
+
+/// Whose is a fragment, whose ports are known, to an address that is the node's, or its flows' or
+/// services' alone?
+///
+/// # Errors
+/// Another worker's, or the host's.
+pub(super) fn owner(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    cx: &mut Context<'_>,
+) -> Result<(), Verdict> {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+    let is_own = match meta.kind {
+        Kind::Ipv4 => meta.destination == cx.tables.node.v4,
+        _ => peek::destination_v6(ip) == cx.tables.node.v6,
+    };
+    if !is_own {
+        return answer(frame, meta, cx);
+    }
+    if meta.protocol == protocol::UDP && cx.tables.node.is_tunnel_port(meta.destination_port) {
+        return Err(Verdict::Drop(DropReason::OuterFragment));
+    }
+    own_port(frame, meta, cx)
+}
+
+/// Whose is a packet, whose ports are known, to this node's own address?
+fn own_port(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
     // What a program of the host's listens for is no answer.
     if !cx.tables.host_ports.contains(meta.destination_port) {
         answer(frame, meta, cx)?;
@@ -280,6 +302,9 @@ fn plain(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(),
         }
         Ok(()) => {
             frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
+            if meta.is_fragment && fragments::is_shared(frame, meta, cx) {
+                return fragments::step(frame, meta, cx);
+            }
             // To the address of a gateway that is here?
             if meta.l4 == 0 { Ok(()) } else { answer(frame, meta, cx) }
         }

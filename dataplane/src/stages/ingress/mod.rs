@@ -1,6 +1,7 @@
 //! Bytes -> what is known about the packet; and the checks on where it comes from.
 
 pub mod decap;
+pub mod fragments;
 pub mod parse;
 pub mod path_mtu;
 pub mod peer_check;

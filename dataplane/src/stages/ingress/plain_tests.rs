@@ -72,6 +72,7 @@ impl Rig {
             pool: &mut self.pool,
             made: &mut self.made,
             flows: &mut self.flows,
+            first_fragments: &mut crate::stages::FirstFragments::new(),
             icmp_limit: &mut self.icmp_limit,
             notices: &mut self.notices,
             link_messages: &mut self.link_messages,

@@ -33,7 +33,11 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
     for (at, (frame, meta)) in vector.packets().enumerate() {
         let wish = Wish::of(meta, cx);
         if wish == Wish::Nothing || !any_flow {
-            is_left |= wish == Wish::Open;
+            is_left |= wish == Wish::Open || meta.is_fragment;
+            continue;
+        }
+        if meta.is_fragment {
+            is_left = true;
             continue;
         }
         if is_error(frame, meta) {
@@ -83,7 +87,7 @@ fn prefetch<A: Address>(table: &FlowTable<A>, key: &FlowKey<A>) -> u32 {
 
 /// Gives the packet to its flow. Says whether that is all: a packet that has none may open one, a
 /// flow whose tables have changed is looked at again, and a connection that has ended may begin
-/// anew. All of these are rare, and `resolve/connect`'s.
+/// anew. All of these are rare, and `resolve/connect`'s, as are fragments.
 #[inline(always)]
 fn follow<A: Address>(
     table: &mut FlowTable<A>,

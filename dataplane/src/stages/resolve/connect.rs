@@ -7,7 +7,7 @@ use super::egress::Leaving;
 use super::family::Family;
 use super::{direct, egress, gateway, service};
 use crate::flow::flows::{DIRECT, Flows, HAS_PORT, VIA_PEER, take_back};
-use crate::flow::half::Way;
+use crate::flow::half::{Half, Way};
 use crate::flow::table::{InsertError, Opening};
 use crate::flow::tcp_state::tcp_flags_valid;
 use crate::flow::{Direction, FlowId, HalfId};
@@ -17,8 +17,8 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin, Route, Target};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
-use crate::stages::Context;
 use crate::stages::keys::{self, Wish, is_error, is_for_gateway, tcp_flags};
+use crate::stages::{Context, fragments};
 use crate::tables::peers::Form;
 use crate::tables::services::UNASSIGNED;
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
@@ -55,17 +55,21 @@ fn step<A: Family>(
     wish: Wish,
     cx: &mut Context<'_>,
 ) -> Result<(), Verdict> {
-    let key = A::key(frame, meta);
     if is_for_gateway(meta, cx) {
-        gateway::at_home(key.source, cx)?;
+        gateway::at_home(A::key(frame, meta).source, cx)?;
     }
-    if meta.l4 == 0 {
-        let not_translated = Err(Verdict::Drop(DropReason::FragmentNotTranslated));
-        return if wish == Wish::Open { not_translated } else { Ok(()) };
+    if meta.is_fragment && !meta.is_known_fragment {
+        // One to the host may be of a flow of another worker's.
+        let is_to_host = meta.route.target() == Target::Host;
+        if wish == Wish::Follow && cx.flows.is_empty() && !is_to_host {
+            return Ok(());
+        }
+        fragments::step(frame, meta, cx)?;
     }
     if is_error(frame, meta) && follow_error_way::<A>(frame, meta, cx) {
         return Ok(());
     }
+    let key = A::key(frame, meta);
     let flags = tcp_flags(frame, meta);
     let table = A::table(cx.flows);
     let hash = table.hash(&key);
@@ -74,10 +78,7 @@ fn step<A: Family>(
             return Err(Verdict::Drop(DropReason::TcpBadFlags));
         }
         match revise::<A>(half, flags, cx) {
-            Revised::GoesOn => {
-                follow::<A>(half, meta, flags, cx);
-                return Ok(());
-            }
+            Revised::GoesOn => return follow::<A>(half, meta, flags, cx),
             Revised::IsOver(gone) => forget::<A>(gone, cx),
         }
     }
@@ -91,26 +92,30 @@ fn step<A: Family>(
         let unsolicited = Verdict::Drop(DropReason::SnatUnsolicited);
         return Err(if is_own && is_icmp { cx.tables.node.host_verdict() } else { unsolicited });
     }
-    if keys::own_end(frame, meta) != (meta.protocol, meta.destination_port)
-        && let Some(verdict) = error_of_another(meta, cx)
-    {
-        return Err(verdict);
-    }
     let is_ping = is_ping(frame, meta);
     if is_ping && matches!(meta.route.target(), Target::Service(vip) if vip != UNASSIGNED) {
         // The gateway answers for its services.
         meta.route = Route::new(Target::Gateway);
         return Ok(());
     }
-    if meta.origin == Origin::Uplink
-        && flags & (SYN | ACK) != SYN
-        && let Some(verdict) = at_another_home::<A>(&key, meta, cx)
+    if meta.l4 == 0 {
+        return Err(fragments::after_first(frame, meta, cx));
+    }
+    if keys::own_end(frame, meta) != (meta.protocol, meta.destination_port)
+        && let Some(verdict) = error_of_another(meta, cx)
     {
         return Err(verdict);
     }
-    let half = open::<A>(&key, hash, meta, (flags, is_ping), cx)?;
-    follow::<A>(half, meta, flags, cx);
-    Ok(())
+    let may_be_elsewhere = meta.origin == Origin::Uplink && flags & (SYN | ACK) != SYN;
+    let elsewhere = if may_be_elsewhere { at_another_home(&key, meta, cx) } else { None };
+    let opened = match elsewhere {
+        Some(verdict) => Err(verdict),
+        None => open::<A>(&key, hash, meta, (flags, is_ping), cx),
+    };
+    if let (true, Err(Verdict::HandOver(home))) = (meta.is_fragment, &opened) {
+        fragments::goes_on(frame, meta, *home, cx);
+    }
+    follow::<A>(opened?, meta, flags, cx)
 }
 
 /// What becomes of an ICMP error about a flow that is not here, if that is enough to say. Which worker
@@ -143,8 +148,9 @@ fn at_another_home<A: Family>(
         return None;
     }
     let local = service::local(key, vip(key, meta, cx)?, cx);
-    if local.is_none() && key.transport() == Transport::Udp {
-        // Any datagram may be the first one: its flow would be here.
+    if local.is_none() && key.transport() == Transport::Udp && !meta.is_fragment {
+        // Any datagram may be the first one: its flow would be here. That of a fragment is where the
+        // client's whole datagrams come.
         return None;
     }
     let likely = local.flatten().map(|backend| backend.route(cx.tables).target());
@@ -254,17 +260,31 @@ pub(super) fn forget<A: Family>(flow: FlowId, cx: &mut Context<'_>) {
 }
 
 /// Leaves the packet to its flow.
+///
+/// # Errors
+/// It is a fragment of a packet whose checksum cannot be made right.
 pub(super) fn follow<A: Family>(
     half: HalfId,
     meta: &mut Meta,
     tcp_flags: u8,
     cx: &mut Context<'_>,
-) {
+) -> Result<(), Verdict> {
     let now = Flows::tick(cx.now_ns);
     let found = A::table(cx.flows).half_mut(half);
+    if meta.is_fragment && meta.protocol == protocol::SCTP && has_other_ports(found) {
+        // What ports do to a CRC depends on how long the whole packet is.
+        return Err(Verdict::Drop(DropReason::FragmentNotTranslated));
+    }
     found.record(tcp_flags, meta.ip_len, now);
     meta.route = found.route();
     meta.flow = half.to_number();
+    Ok(())
+}
+
+/// Does the flow leave with other ports than it came with?
+fn has_other_ports<A: Family>(half: &Half<A>) -> bool {
+    let (key, to) = (half.key(), half.leaving_as());
+    (key.source_port, key.destination_port) != (to.source_port, to.destination_port)
 }
 
 /// Opens a flow: where it goes, with which source, both directions or neither.
@@ -444,8 +464,12 @@ pub(super) fn generation(cx: &Context<'_>) -> u32 {
     cx.tables.generation as u32
 }
 
-/// Is it an echo request?
+/// Is it an echo request, or a later fragment of one?
 fn is_ping(frame: &Frame, meta: &Meta) -> bool {
+    if meta.l4 == 0 {
+        // Its identifier; answers have the other one, and errors none.
+        return matches!(meta.protocol, protocol::ICMP | protocol::ICMPV6) && meta.source_port != 0;
+    }
     let at = ethernet::HEADER_LEN + usize::from(meta.l4);
     let kind = frame.bytes().get(at).copied();
     match meta.protocol {

@@ -24,8 +24,8 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Route, Target};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
-use crate::stages::Context;
 use crate::stages::keys::{self, tcp_flags};
+use crate::stages::{Context, fragments};
 use crate::tables::Snapshot;
 use crate::tables::egress::{EgressDecision, Holder};
 use crate::wire::tcp::SYN;
@@ -63,6 +63,9 @@ fn let_in<A: Family>(
     if home != cx.worker {
         return Err(Verdict::HandOver(home));
     }
+    if meta.is_fragment && !meta.is_known_fragment {
+        fragments::step(frame, meta, cx)?;
+    }
     let is_error = keys::is_error(frame, meta);
     let key = if is_error { A::related_key(frame, meta) } else { Some(A::key(frame, meta)) };
     let key = key.ok_or(SPOOFED)?;
@@ -85,10 +88,9 @@ fn let_in<A: Family>(
     };
     if is_error {
         connect::follow_error::<A>(half, meta, cx);
-    } else {
-        connect::follow::<A>(half, meta, flags, cx);
+        return Ok(());
     }
-    Ok(())
+    connect::follow::<A>(half, meta, flags, cx)
 }
 
 /// The flow of a packet, or of what an error quotes, that a peer sends from the outside.

@@ -102,5 +102,6 @@ fn note_node_port(frame: &Frame, meta: &mut Meta, tables: &Snapshot) {
     // An ICMP error is to the service whose answer it quotes.
     let (protocol, port) = keys::own_end(frame, meta);
     let frontend = vip.and_then(|vip| services.frontend(vip, protocol, port));
-    meta.is_node_port = meta.l4 != 0 && frontend.is_some();
+    // What decap has found out about a later fragment stays so: where no ports are known there are none.
+    meta.is_node_port |= meta.l4 != 0 && frontend.is_some();
 }

@@ -25,7 +25,7 @@ pub fn step(
     meta: &mut Meta,
     peer: &PeerEntry,
     uplink: &Verdict,
-    flows: &Flows,
+    flows: &mut Flows,
 ) -> Verdict {
     let option = match keys::service_option(meta, tcp_flags(frame, meta)) {
         0 => None,

@@ -13,10 +13,11 @@ use crate::wire::{checksum, icmpv4, icmpv6, peek, protocol};
 /// TTL and hop limit of what is sent from here.
 pub(super) const OWN_TTL: u8 = 64;
 
-/// Turns a ping to the gateway into its answer, in place, back to where it came from.
+/// Turns a ping to the gateway into its answer, in place, back to where it came from. One in fragments is
+/// answered by as many: only the first has a header, whose checksum is of them all.
 pub fn step(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Verdict {
     let from_link = matches!(meta.origin, Origin::Endpoint | Origin::Host);
-    if !from_link || meta.is_fragment || answer(frame, meta, cx).is_none() {
+    if !from_link || answer(frame, meta, cx).is_none() {
         return Verdict::Drop(DropReason::NoRoute);
     }
     Verdict::Send(meta.port)
@@ -33,7 +34,18 @@ fn answer(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Option<()> {
         }
         _ => return None,
     };
-    let message = ip.get_mut(l4..)?;
+    if l4 != 0 {
+        into_reply(ip.get_mut(l4..)?, request, reply)?;
+    }
+    match meta.kind {
+        Kind::Ipv4 => swap_v4(ip),
+        _ => swap_v6(ip),
+    }?;
+    ethernet::set_addresses(frame.bytes_mut(), sender, cx.tables.node.gateway_mac);
+    Some(())
+}
+
+fn into_reply(message: &mut [u8], request: u8, reply: u8) -> Option<()> {
     if message.len() < icmpv4::HEADER_LEN || message[0] != request || message[1] != 0 {
         return None;
     }
@@ -43,11 +55,6 @@ fn answer(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Option<()> {
     let new = u16::from_be_bytes([reply, 0]);
     // Addresses change places, which the checksum does not see.
     *field = checksum::update16(u16::from_be_bytes(*field), old, new).to_be_bytes();
-    match meta.kind {
-        Kind::Ipv4 => swap_v4(ip),
-        _ => swap_v6(ip),
-    }?;
-    ethernet::set_addresses(frame.bytes_mut(), sender, cx.tables.node.gateway_mac);
     Some(())
 }
 

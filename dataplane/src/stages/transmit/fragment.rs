@@ -4,9 +4,10 @@
 //! The frame itself becomes the first piece; the others are made here. A packet with IP options is
 //! not fragmented.
 
+use super::rewrite;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
-use crate::packet::meta::{Kind, Meta};
+use crate::packet::meta::{Kind, Meta, Target};
 use crate::packet::vector::{Packet, Vector};
 use crate::packet::verdict::Verdict;
 use crate::stages::{Context, keys};
@@ -23,6 +24,11 @@ pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
             continue;
         }
         let limit = usize::from(keys::mtu(frame, meta, cx.tables));
+        if !matches!(meta.route.target(), Target::Direct(_)) {
+            // Whole: its pieces have no ports, and some checksums are of all of it. What goes to a backend
+            // that answers itself keeps its source and so its name, and its pieces are told of the service.
+            rewrite::step(frame, meta, cx.flows);
+        }
         if split(frame, meta, limit, cx).is_some() {
             meta.verdict = Verdict::Pending;
             any = true;

@@ -40,14 +40,14 @@ pub(super) fn take_hop_in(frame: &mut Frame, meta: &mut Meta) {
 
 /// Translates the packet as its flow says; once.
 #[inline(always)]
-pub fn step(frame: &mut Frame, meta: &mut Meta, flows: &Flows) {
+pub fn step(frame: &mut Frame, meta: &mut Meta, flows: &mut Flows) {
     if meta.flow != 0 {
         translate(frame, meta, flows);
     }
 }
 
 #[inline]
-fn translate(frame: &mut Frame, meta: &mut Meta, flows: &Flows) {
+fn translate(frame: &mut Frame, meta: &mut Meta, flows: &mut Flows) {
     let Some(half) = HalfId::from_number(meta.flow) else { return };
     meta.flow = 0;
     meta.translated = true;
@@ -68,6 +68,9 @@ fn translate(frame: &mut Frame, meta: &mut Meta, flows: &Flows) {
                 );
             }
             let to = &rewrite.leaving_as;
+            if (meta.is_fragment || !meta.dont_fragment) && meta.source != to.source {
+                identify(ip, meta, to.destination, flows);
+            }
             (meta.source, meta.destination) = (to.source, to.destination);
             upper_layer(ip, meta, &rewrite);
         }
@@ -79,6 +82,20 @@ fn translate(frame: &mut Frame, meta: &mut Meta, flows: &Flows) {
             upper_layer(ip, meta, &rewrite);
         }
     }
+}
+
+/// Names a packet that is or may become fragments, and that leaves with an address that is not its
+/// sender's alone: others have that address and choose the same (RFC 6864 section 5.3.1).
+#[cold]
+#[inline(never)]
+fn identify(ip: &mut [u8], meta: &Meta, destination: u32, flows: &mut Flows) {
+    let Some(header) = ip.first_chunk_mut() else { return };
+    let id = if meta.is_known_fragment {
+        meta.new_id
+    } else {
+        flows.identifications.next(destination, meta.protocol)
+    };
+    ipv4::set_identification(header, id);
 }
 
 /// The ports, or the identifier of a ping; and the checksum, which covers them and, but for ICMP
