@@ -15,10 +15,9 @@ outside() { case $1 in 4) printf '%s' "$EXT4" ;; 6) printf '%s' "$EXT6" ;; esac;
 balanced() {
   # shellcheck disable=SC2086
   {
-    service_manifest web 10.96.0.80 fd98::80 $PORTS |
-      sed "s|name: web}|name: web, annotations: {overlane.io/forwarding: $1}}|"
-    printf '  type: LoadBalancer\n  allocateLoadBalancerNodePorts: false\n'
-    printf 'status: {loadBalancer: {ingress: [{ip: %s}, {ip: "%s"}]}}\n' "$VIP4" "$VIP6"
+    LOAD_BALANCER="$VIP4 $VIP6" service_manifest web 10.96.0.80 fd98::80 $PORTS |
+      sed "s|name: web}|name: web, annotations: {overlane.io/forwarding: $1}}|
+        s|^  type: LoadBalancer|&\n  allocateLoadBalancerNodePorts: false|"
     printf -- '---\n'
     slice_manifests web "$PORTS" "b=$(pod_ip4 b 2)" "b=$(pod_ip6 b 2)"
   } | everywhere web
