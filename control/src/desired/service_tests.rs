@@ -370,6 +370,25 @@ fn health_counts_ready_local_endpoints_only() {
 }
 
 #[test]
+fn a_pod_of_both_families_is_one_endpoint_to_a_load_balancer() {
+    let checked = "kind: Service\nmetadata: {name: web}\nspec: {type: LoadBalancer, \
+        externalTrafficPolicy: Local, healthCheckNodePort: 30090, clusterIPs: [10.96.0.20, 'fd98::14'], \
+        selector: {app: web}, ports: [{port: 80, targetPort: http}]}\n---\n";
+    let both = |last: u8| {
+        let v4 = format!("10.244.1.{last}");
+        let ips = format!("podIPs: [{{ip: {v4}}}, {{ip: 'fd12:3456:0:1::{last}'}}]");
+        web_pod(&format!("p{last}"), "a", &v4, 80).replace(&format!("podIP: '{v4}'"), &ips)
+    };
+    let (first, second) = (both(10), both(11));
+    let mut bed = Bed::new(super::tests::dual_stack());
+    for (pods, expected) in [(first.clone(), 1), (first + &second, 2), (String::new(), 0)] {
+        let desired = bed.show(&(nodes() + checked + &pods));
+        assert_eq!(desired.problems, []);
+        assert_eq!(bed.compiler.health()["default/web"].local_endpoints, expected);
+    }
+}
+
+#[test]
 fn one_frontend_belongs_to_the_older_service_then_to_the_first_by_name() {
     let named = |name: &str, created: &str| {
         let meta = format!("{{name: {name}, creationTimestamp: {created}}}");

@@ -550,5 +550,7 @@ fn health_of(port: u16, objects: &[Service]) -> Health {
     let ready = objects.iter().flat_map(|object| &object.backends);
     let ready = ready.filter(|backend| backend.local && backend.state == BackendState::Ready);
     let addresses: BTreeSet<IpAddr> = ready.map(|backend| backend.address).collect();
-    Health { port, local_endpoints: addresses.len() }
+    // A pod of both families has one address of each.
+    let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+    Health { port, local_endpoints: v4.max(addresses.len() - v4) }
 }
