@@ -41,6 +41,9 @@ impl<P: Port> Worker<P> {
         }
         drop(frames);
         vector.meta.clear();
+        if self.rang != 0 {
+            self.fill_lanes();
+        }
     }
 
     /// Sends frames by one port.
@@ -141,19 +144,46 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// Gives the packet to another worker.
+    /// Gives the packet to another worker, with the others of its vector.
     fn hand_over(&mut self, frame: Frame, meta: Meta, worker: WorkerId) {
-        let lane = self.parts.lanes.outgoing.get_mut(worker.index()).and_then(Option::as_mut);
-        let Some(lane) = lane else { return self.discard(frame, DropReason::PortGone) };
-        match lane.push(Packet { frame, meta }) {
-            Ok(()) => {
+        let has_lane = matches!(self.parts.lanes.outgoing.get(worker.index()), Some(Some(_)));
+        match self.handing.get_mut(worker.index()) {
+            Some(handing) if has_lane => {
+                handing.push(Packet { frame, meta });
                 self.rang |= 1 << worker.index();
-                self.counters.sent += 1;
-                self.counters.handed_over += 1;
             }
-            Err(rtrb::PushError::Full(packet)) => {
-                self.discard(packet.frame, DropReason::HandoffFull);
+            _ => self.discard(frame, DropReason::PortGone),
+        }
+    }
+
+    /// Puts what the vector gives other workers into their lanes: each is told once, and reads on while
+    /// this one writes.
+    #[inline(never)]
+    fn fill_lanes(&mut self) {
+        let mut workers = self.rang;
+        while workers != 0 {
+            let number = workers.trailing_zeros() as usize;
+            workers &= workers - 1;
+            self.fill_lane(number);
+        }
+    }
+
+    fn fill_lane(&mut self, number: usize) {
+        let Some(handing) = self.handing.get_mut(number) else { return };
+        if let Some(Some(lane)) = self.parts.lanes.outgoing.get_mut(number) {
+            let all = handing.len();
+            let slots = match lane.write_chunk_uninit(all) {
+                Err(rtrb::chunks::ChunkError::TooFewSlots(slots)) => slots,
+                Ok(_) => all,
+            };
+            if let Ok(chunk) = lane.write_chunk_uninit(slots) {
+                let taken = chunk.fill_from_iter(handing.drain(..slots)) as u64;
+                self.counters.sent += taken;
+                self.counters.handed_over += taken;
             }
+        }
+        while let Some(packet) = self.handing.get_mut(number).and_then(Vec::pop) {
+            self.discard(packet.frame, DropReason::HandoffFull);
         }
     }
 

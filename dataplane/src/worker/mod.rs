@@ -27,7 +27,7 @@ use crate::flow::table::{FlowTable4, FlowTable6};
 use crate::io::Port;
 use crate::packet::meta::{Meta, Origin};
 use crate::packet::pool::{Depot, FramePool, UmemId};
-use crate::packet::vector::Vector;
+use crate::packet::vector::{Packet, VECTOR, Vector};
 use crate::packet::verdict::{PortId, Verdict};
 use crate::stages::transmit::icmp_error::RateLimit;
 use crate::stages::{self, Context, FirstFragments, Notice, Notices};
@@ -159,6 +159,8 @@ pub struct Worker<P> {
     link_messages: bool,
     /// Workers that were given something since their bells were rung, as bits.
     rang: u64,
+    /// By worker: what the vector under way gives it, to be put into its lane together.
+    handing: Vec<Vec<Packet>>,
     started: Instant,
     /// Time that passed without passing: see [`Worker::advance`].
     skipped_ns: u64,
@@ -176,6 +178,7 @@ impl<P: Port> Worker<P> {
     #[must_use]
     pub fn new(parts: Parts<P>) -> Self {
         let pools = parts.depots.iter().map(|d| FramePool::new(d.clone(), POOL_KEEP)).collect();
+        let handing = parts.lanes.outgoing.iter().map(|_| Vec::with_capacity(VECTOR)).collect();
         Self {
             parts,
             slots: Vec::new(),
@@ -200,6 +203,7 @@ impl<P: Port> Worker<P> {
             icmp_limit: RateLimit::new(),
             link_messages: false,
             rang: 0,
+            handing,
             started: Instant::now(),
             skipped_ns: 0,
             now_ns: 0,
@@ -310,8 +314,11 @@ impl<P: Port> Worker<P> {
         self.first_lane = (self.first_lane + 1) % lanes.len().max(1);
         let (before, after) = lanes.split_at_mut(self.first_lane);
         for lane in after.iter_mut().chain(before).flatten() {
-            while !handed.is_full() {
-                let Ok(mut packet) = lane.pop() else { break };
+            // All at once: the other worker's line is asked for once, not for each packet.
+            let count = lane.slots().min(VECTOR - handed.len());
+            let Ok(packets) = lane.read_chunk(count) else { continue };
+            for mut packet in packets {
+                packet.frame.prefetch();
                 match packet.meta.verdict {
                     Verdict::SendElsewhere(_, port) => packet.meta.verdict = Verdict::Send(port),
                     Verdict::HandOver(_) => packet.meta.verdict = Verdict::Pending,
