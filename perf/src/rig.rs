@@ -47,6 +47,9 @@ const MAX_TICKS: usize = 1 << 18;
 /// A worker's frames besides those of its receiving port: in flight and in its pool.
 const SPARE_FRAMES: usize = 512;
 
+/// More frames for each of several workers.
+const FRAMES_BETWEEN: usize = 8192;
+
 /// A node in memory.
 #[derive(Debug)]
 pub struct Rig {
@@ -77,7 +80,9 @@ impl Rig {
             return Err(PerfError::Range { option, value: load.flows, least: 1, most });
         }
         let topology = Topology::new(load.peers, load.endpoints)?;
-        let chunks = workers * (load.frames + SPARE_FRAMES);
+        // What is handed over waits in the queues between workers, and then is the other's to keep.
+        let between = if workers > 1 { FRAMES_BETWEEN } else { 0 };
+        let chunks = workers * (load.frames + SPARE_FRAMES + between);
         let capacity = u32::try_from(load.flows).unwrap_or(u32::MAX);
         let capacity = capacity.saturating_add(capacity / 4).max(1 << 14);
         let bench = Bench::with_flows(workers, chunks, capacity).map_err(PerfError::Node)?;
