@@ -29,7 +29,7 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
         frame.prefetch();
     }
     for (frame, meta) in vector.packets() {
-        if is_plain(frame, meta, cx.tables) {
+        if is_usual(frame, meta, cx) {
             continue;
         }
         if let Err(verdict) = step(frame, meta, cx) {
@@ -41,15 +41,46 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
 /// Bytes that [`is_plain`] takes off: Ethernet, IPv4, UDP and a tunnel header without options.
 const PLAIN: usize = simple::L4 + udp::HEADER_LEN + geneve::HEADER_LEN;
 
-/// Is it a tunnel packet as nearly all are: simple outside and inside, to this node, without
-/// options, checksum or congestion marks outside, and with nothing wrong? Then it is taken out of
-/// its tunnel; who sent it is left to `peer_check`. All else, good or bad, goes through [`step`],
-/// which does the same and says what is wrong.
+/// Is it a packet as nearly all are? Then it is dealt with. All else, good or bad, goes through
+/// [`step`], which does the same and says what is wrong.
 #[inline(always)]
-fn is_plain(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> bool {
+fn is_usual(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> bool {
+    let Some(outer) = Simple::read(frame.bytes()) else { return false };
+    let before = if is_plain(frame, &outer, meta, cx.tables) {
+        PLAIN
+    } else if is_answer(&outer, meta, cx) {
+        0
+    } else {
+        return false;
+    };
+    frame.trim_front(before);
+    frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
+    true
+}
+
+/// Is it to an address and a port with which flows of this worker leave, and to nothing else that there
+/// may be at this node's own address?
+#[inline(always)]
+fn is_answer(ip: &Simple<'_>, meta: &mut Meta, cx: &Context<'_>) -> bool {
+    let (tables, port) = (cx.tables, ip.ports() as u16);
+    if tables.external.owner_v4(ip.destination(), port) != Some(cx.worker) {
+        return false;
+    }
+    let is_own = ip.destination() == tables.node.v4;
+    if is_own && (tables.node.is_tunnel_port(port) || tables.host_ports.contains(port)) {
+        return false;
+    }
+    meta.is_answer = parse::parse_simple(ip, meta, tables);
+    meta.is_answer
+}
+
+/// Is it a tunnel packet as nearly all are: simple outside and inside, to this node, without
+/// options, checksum or congestion marks outside, and with nothing wrong? Then its metadata is that of
+/// the inner packet; who sent it is left to `peer_check`.
+#[inline(always)]
+fn is_plain(frame: &Frame, outer: &Simple<'_>, meta: &mut Meta, tables: &Snapshot) -> bool {
     const UDP_LEN: usize = simple::L4 - ethernet::HEADER_LEN;
     let node = &tables.node;
-    let Some(outer) = Simple::read(frame.bytes()) else { return false };
     let usual = outer.protocol() == protocol::UDP
         && outer.destination() == node.v4
         && outer.checksum() == Some(0)
@@ -84,8 +115,6 @@ fn is_plain(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> bool {
     meta.origin = Origin::Tunnel;
     meta.outer_source = outer.source();
     meta.tunnel = mode;
-    frame.trim_front(PLAIN);
-    frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
     true
 }
 

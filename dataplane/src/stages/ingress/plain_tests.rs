@@ -5,6 +5,7 @@ use overlane_api::{Change, MacAddr, Mode, Object, Underlay, WorkerId};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use super::*;
 use crate::flow::flows::Flows;
@@ -14,6 +15,7 @@ use crate::packet::pool::{FramePool, UmemId};
 use crate::stages::Notices;
 use crate::stages::transmit::icmp_error::RateLimit;
 use crate::tables::compile::{Binding, Compiler};
+use crate::tables::host_ports::HostPorts;
 use crate::testing::{node, objects};
 
 /// What a context borrows.
@@ -229,4 +231,69 @@ fn what_takes_the_short_way_out_of_a_tunnel_would_pass_the_long_one() {
         rig.give(short.frames.drain(..).chain(long.frames.drain(..)));
         Ok(())
     });
+}
+
+#[test]
+fn what_takes_the_short_way_to_a_port_of_ours_would_pass_the_long_one() {
+    let owners = (any::<bool>(), any::<bool>(), 0_u16..3);
+    let inputs = (owners, 0_usize..40, 0_usize..8, changes(56), any::<bool>());
+    for_all(
+        &inputs,
+        |rig, ((tcp, elsewhere, beside), payload, padding, (changed, mended), listens)| {
+            let own = rig.tables.external.addresses().next().unwrap();
+            let owner = WorkerId(u8::from(elsewhere));
+            let block = own.ports.claim(owner, 0);
+            let first = block.map_or(own.ports.range().first(), |block| block.first_port());
+            let port = first.wrapping_add(beside * 5000);
+            if listens {
+                rig.tables.host_ports = Arc::new(HostPorts::from_iter([port]));
+            }
+            let std::net::IpAddr::V4(address) = own.address else {
+                unreachable!("the first is IPv4")
+            };
+            let builder = PacketBuilder::ethernet2(node::NEXT_HOP_MAC.0, node::UPLINK_MAC.0).ipv4(
+                [203, 0, 113, 10],
+                address.octets(),
+                60,
+            );
+            let (mut bytes, data) = (Vec::new(), vec![7; payload]);
+            if tcp {
+                builder.tcp(443, port, 1, 500).write(&mut bytes, &data).unwrap();
+            } else {
+                builder.udp(443, port).write(&mut bytes, &data).unwrap();
+            }
+            bytes.extend(vec![0; padding]);
+            for (at, value) in &changed {
+                if let Some(byte) = bytes.get_mut(*at) {
+                    *byte = *value;
+                }
+            }
+            if mended {
+                mend(&mut bytes, 14);
+            }
+            let mut vectors = [Vector::default(), Vector::default()];
+            for vector in &mut vectors {
+                let frame = rig.frame(&bytes);
+                vector.frames.push(frame);
+                vector.meta.push(Meta::new(PortId(9), Origin::Uplink));
+            }
+            let [mut short, mut long] = vectors;
+            let mine = rig.tables.external.owner_v4(address.to_bits(), port) == Some(WorkerId(0));
+            rig.with(|cx| {
+                decap::phase(&mut short, cx);
+                decap::step_by_step(&mut long, cx);
+            });
+            prop_assert_eq!(short.meta[0], long.meta[0]);
+            prop_assert_eq!(short.frames[0].bytes(), long.frames[0].bytes());
+            if changed.is_empty() {
+                prop_assert_eq!(
+                    short.meta[0].is_answer && short.meta[0].is_pending(),
+                    mine && !listens
+                );
+            }
+            rig.tables.host_ports = Arc::default();
+            rig.give(short.frames.drain(..).chain(long.frames.drain(..)));
+            Ok(())
+        },
+    );
 }
