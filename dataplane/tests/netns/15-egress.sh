@@ -117,6 +117,7 @@ YAML
     check "not denied: another destination, IPv$f" one_ping a-pod2 "$(of_pod b 2 $f)"
   done
   check "no pod's address left" no_pod_outside "$WORK/pcap"
+  pods_may_leave
   check "ranges that are not translated" with_config a <<'YAML'
 snat:
   nonMasqueradeCIDRs: [203.0.113.0/24]

@@ -25,7 +25,7 @@ PYTHON=/usr/bin/python3
 STATE=$RUN_DIR/testbed.state
 LONG=${OVERLANE_TEST_LENGTH:-quick}
 CHECKS=0 BAD=0
-STARTED_PIDS=()
+STARTED_PIDS=() WATCH=''
 WORK=$(mktemp -d /tmp/overlane-netns.XXXXXX)
 # Defaults of the testbed, as `bed` leaves them.
 MODE=geneve UNDERLAY=4 PODS=2 NODE_NAMES='a b' WORKERS=1 MTU=1500
@@ -38,6 +38,7 @@ fi
 
 cleanup() {
   trap - EXIT
+  [ -z "$WATCH" ] || stop_one "$WATCH"
   stop_started
   "$SCRIPTS/testbed.sh" down > /dev/null 2>&1 || true
   rm -rf "$WORK"
@@ -50,6 +51,7 @@ testbed() { "$SCRIPTS/testbed.sh" "$@"; }
 # bed OPTIONS...: a testbed; up to here nothing has been checked, so failing ends the scenario.
 bed() {
   local n nodes=2 name
+  watch_end
   MODE=geneve UNDERLAY=4 PODS=2 WORKERS=1 MTU=1500
   testbed up "$@" 2> "$WORK/up" || { cat "$WORK/up" >&2; die "the testbed did not come up: $*"; }
   for name in MODE UNDERLAY PODS WORKERS MTU NODES; do
@@ -58,8 +60,31 @@ bed() {
   # shellcheck disable=SC2153
   nodes=$NODES NODE_NAMES=''
   for ((n = 1; n <= nodes; n++)); do NODE_NAMES+="${NODE_NAMES:+ }$(node_letter "$n")"; done
+  # In flat mode pods are at home on the underlay.
+  case " $* " in *flat*) ;; *) watch_begin ;; esac
   printf '%s\n' "# testbed: $*"
 }
+
+# In every scenario: no packet leaves a node's uplink with a pod's own address as its outer source,
+# unless it goes to a pod or a node. A network outside drops those, or worse.
+OUTSIDE='(src net 10.244.0.0/16 or src net fd12:3456::/48) and not
+  (dst net 10.244.0.0/16 or dst net 10.0.0.0/16 or dst net fd12:3456::/48 or dst net fd00:10::/48 or ip6 multicast)'
+watch_begin() {
+  WATCHED=$WORK/watched.pcap
+  rm -f "$WATCHED"
+  ip netns exec "$(namespace net)" tcpdump --immediate-mode -Z root -ni br0 -U -w "$WATCHED" "$OUTSIDE" \
+    > "$WORK/watch" 2>&1 < /dev/null 8>&- &
+  WATCH=$!
+  wait_until 5 test -s "$WATCHED" || die "tcpdump did not start: $(cat "$WORK/watch")"
+}
+watch_end() {
+  [ -n "$WATCH" ] || return 0
+  stop_one "$WATCH" INT
+  WATCH=''
+  check "no pod's address left for the outside, all the while" no_pod_outside "$WATCHED"
+}
+# Up to here; from now on a configuration says that they may.
+pods_may_leave() { watch_end; }
 
 # at NAME COMMAND...: in that namespace.
 at() { in_ns "$@"; }
@@ -118,6 +143,7 @@ at_most() { awk -v a="$2" -v b="$3" 'BEGIN { exit !(a <= b) }' || { echo "$1 is 
 skip() { printf '# skipped: %s\n' "$*"; exit 77; }
 
 finish() {
+  watch_end
   if [ "$BAD" != 0 ]; then
     show_state
     printf '# %d of %d checks failed\n' "$BAD" "$CHECKS"
@@ -261,11 +287,10 @@ good_checksums() {
   no_frame "$1" 'ip.checksum.status == "Bad" || icmp.checksum.status == "Bad" || icmpv6.checksum.status == "Bad"'
   no_frame "$1" "(udp.checksum.status == \"Bad\" || tcp.checksum.status == \"Bad\") && !($quoted)"
 }
-# no_pod_outside FILE: no frame of the capture has a pod as its outer source unless it goes to a pod
-# or a node. A network outside drops those, or worse.
+# no_pod_outside FILE: no such frame (see OUTSIDE) is in the capture.
 no_pod_outside() {
-  local found near='dst net 10.244.0.0/16 or dst net 10.0.0.0/16 or dst net fd12:3456::/48 or dst net fd00:10::/48'
-  found=$(tcpdump -Z root -nr "$1" "(src net 10.244.0.0/16 or src net fd12:3456::/48) and not ($near or ip6 multicast)" 2> /dev/null)
+  local found
+  found=$(tcpdump -Z root -nr "$1" "$OUTSIDE" 2> /dev/null)
   [ -z "$found" ] || { head -n 5 <<< "$found"; return 1; }
 }
 
