@@ -73,6 +73,15 @@ pub enum Target {
     Direct(u32),
 }
 
+impl Target {
+    /// Is it on the underlay, by the node's own routes?
+    #[inline]
+    #[must_use]
+    pub const fn is_underlay(self) -> bool {
+        matches!(self, Self::Underlay(_) | Self::UnderlayUnknown)
+    }
+}
+
 impl Route {
     const SHIFT: u32 = 29;
     const INDEX: u32 = (1 << Self::SHIFT) - 1;

@@ -40,9 +40,12 @@ impl Wish {
             // No flow of this node's goes from here to there as it came.
             Target::Peer(_) => Self::Nothing,
             // Its home worker knows.
-            Target::Endpoint(index) => {
-                let home = cx.tables.endpoints.get(index).map(|endpoint| endpoint.worker);
-                if home == Some(cx.worker) { Self::Follow } else { Self::Nothing }
+            target @ Target::Endpoint(_) => {
+                if cx.tables.home(target) == Some(cx.worker) {
+                    Self::Follow
+                } else {
+                    Self::Nothing
+                }
             }
             Target::Service(_) if inside => Self::Open,
             Target::Underlay(_) | Target::UnderlayUnknown if meta.origin == Origin::Endpoint => {
@@ -68,8 +71,9 @@ impl Wish {
 #[inline]
 #[must_use]
 pub fn is_for_gateway(meta: &Meta, cx: &Context<'_>) -> bool {
-    let is_leaving = matches!(meta.route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
-    meta.origin == Origin::Tunnel && is_leaving && cx.tables.egress.holds_gateway()
+    meta.origin == Origin::Tunnel
+        && meta.route.target().is_underlay()
+        && cx.tables.egress.holds_gateway()
 }
 
 /// Bytes of the Geneve option that names its service to a packet on its way out; 0: it takes none.
@@ -114,18 +118,25 @@ fn kind(frame: &Frame, meta: &Meta) -> Option<u8> {
 /// reversed. None: it tells of no flow.
 #[must_use]
 pub fn related_v4(frame: &Frame, meta: &Meta) -> Option<FlowKey<u32>> {
-    let ip = frame.bytes().get(ethernet::HEADER_LEN..)?;
-    let quote = quote::of_v4(ip.get(usize::from(meta.l4)..usize::from(meta.ip_len))?)?;
-    reversed(&quote, meta.destination)
+    reversed(&quote_v4(frame, meta)?, meta.destination)
 }
 
 /// As [`related_v4`], over IPv6.
 #[must_use]
 pub fn related_v6(frame: &Frame, meta: &Meta) -> Option<FlowKey<u128>> {
     let ip = frame.bytes().get(ethernet::HEADER_LEN..)?;
+    reversed(&quote_v6(frame, meta)?, peek::destination_v6(ip))
+}
+
+fn quote_v4(frame: &Frame, meta: &Meta) -> Option<Quote<u32>> {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..)?;
+    quote::of_v4(ip.get(usize::from(meta.l4)..usize::from(meta.ip_len))?)
+}
+
+fn quote_v6(frame: &Frame, meta: &Meta) -> Option<Quote<u128>> {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..)?;
     let message = ip.get(usize::from(meta.l4)..usize::from(meta.ip_len))?;
-    let pseudo = peek::pseudo_v6(ip, protocol::ICMPV6, message.len());
-    reversed(&quote::of_v6(message, pseudo)?, peek::destination_v6(ip))
+    quote::of_v6(message, peek::pseudo_v6(ip, protocol::ICMPV6, message.len()))
 }
 
 fn reversed<A: Address>(quote: &Quote<A>, destination: A) -> Option<FlowKey<A>> {
@@ -179,13 +190,10 @@ pub fn own_end(frame: &Frame, meta: &Meta) -> (u8, u16) {
 
 #[cold]
 fn quoted_end(frame: &Frame, meta: &Meta) -> Option<(u8, u16)> {
-    let ip = frame.bytes().get(ethernet::HEADER_LEN..)?;
-    let message = ip.get(usize::from(meta.l4)..usize::from(meta.ip_len))?;
     if meta.kind == Kind::Ipv4 {
-        return quote::of_v4(message).map(|quote| (quote.protocol, quote.source_port));
+        return quote_v4(frame, meta).map(|quote| (quote.protocol, quote.source_port));
     }
-    let pseudo = peek::pseudo_v6(ip, protocol::ICMPV6, message.len());
-    quote::of_v6(message, pseudo).map(|quote| (quote.protocol, quote.source_port))
+    quote_v6(frame, meta).map(|quote| (quote.protocol, quote.source_port))
 }
 
 /// The flags of a TCP packet; of an SCTP packet those that say the same; 0 for anything else.

@@ -21,6 +21,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use overlane_api::WorkerId;
+
 use self::egress::EgressTables;
 use self::endpoints::{EndpointEntry, PortEntry};
 use self::external::External;
@@ -67,6 +69,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The worker at which an endpoint is at home; none for any other target.
+    #[inline]
+    #[must_use]
+    pub fn home(&self, target: Target) -> Option<WorkerId> {
+        let Target::Endpoint(index) = target else { return None };
+        self.endpoints.get(index).map(|endpoint| endpoint.worker)
+    }
+
     /// Largest IP packet that a target takes, bytes; 0: it is not ready to take any.
     #[inline]
     #[must_use]

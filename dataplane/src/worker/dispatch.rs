@@ -171,11 +171,7 @@ impl<P: Port> Worker<P> {
     fn fill_lane(&mut self, number: usize) {
         let Some(handing) = self.handing.get_mut(number) else { return };
         if let Some(Some(lane)) = self.parts.lanes.outgoing.get_mut(number) {
-            let all = handing.len();
-            let slots = match lane.write_chunk_uninit(all) {
-                Err(rtrb::chunks::ChunkError::TooFewSlots(slots)) => slots,
-                Ok(_) => all,
-            };
+            let slots = lane.slots().min(handing.len());
             if let Ok(chunk) = lane.write_chunk_uninit(slots) {
                 let taken = chunk.fill_from_iter(handing.drain(..slots)) as u64;
                 self.counters.sent += taken;

@@ -97,7 +97,7 @@ fn from_outside(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(),
 }
 
 fn is_outside(from: Route) -> bool {
-    matches!(from.target(), Target::None | Target::Underlay(_) | Target::UnderlayUnknown)
+    from.target() == Target::None || from.target().is_underlay()
 }
 
 fn is_pod(to: Route) -> bool {

@@ -66,6 +66,14 @@ impl Rig {
         frame
     }
 
+    /// A vector with this frame, as it has come to the uplink.
+    fn arrived(&mut self, bytes: &[u8]) -> Vector {
+        let mut vector = Vector::default();
+        vector.frames.push(self.frame(bytes));
+        vector.meta.push(Meta::new(PortId(9), Origin::Uplink));
+        vector
+    }
+
     fn with<T>(&mut self, run: impl FnOnce(&mut Context<'_>) -> T) -> T {
         run(&mut Context {
             tables: &self.tables,
@@ -207,13 +215,7 @@ fn what_takes_the_short_way_out_of_a_tunnel_would_pass_the_long_one() {
         if mended {
             mend(&mut bytes, if mend_outer { 14 } else { 64 });
         }
-        let mut vectors = [Vector::default(), Vector::default()];
-        for vector in &mut vectors {
-            let frame = rig.frame(&bytes);
-            vector.frames.push(frame);
-            vector.meta.push(Meta::new(PortId(9), Origin::Uplink));
-        }
-        let [mut short, mut long] = vectors;
+        let [mut short, mut long] = [0; 2].map(|_| rig.arrived(&bytes));
         rig.with(|cx| {
             decap::phase(&mut short, cx);
             peer_check::phase(&mut short, cx);
@@ -271,13 +273,7 @@ fn what_takes_the_short_way_to_a_port_of_ours_would_pass_the_long_one() {
             if mended {
                 mend(&mut bytes, 14);
             }
-            let mut vectors = [Vector::default(), Vector::default()];
-            for vector in &mut vectors {
-                let frame = rig.frame(&bytes);
-                vector.frames.push(frame);
-                vector.meta.push(Meta::new(PortId(9), Origin::Uplink));
-            }
-            let [mut short, mut long] = vectors;
+            let [mut short, mut long] = [0; 2].map(|_| rig.arrived(&bytes));
             let mine = rig.tables.external.owner_v4(address.to_bits(), port) == Some(WorkerId(0));
             rig.with(|cx| {
                 decap::phase(&mut short, cx);

@@ -154,10 +154,7 @@ fn at_another_home<A: Family>(
         return None;
     }
     let likely = local.flatten().map(|backend| backend.route(cx.tables).target());
-    let home = match likely {
-        Some(Target::Endpoint(index)) => cx.tables.endpoints.get(index).map(|e| e.worker),
-        _ => None,
-    };
+    let home = likely.and_then(|target| cx.tables.home(target));
     let next = WorkerId(((cx.worker.index() + 1) % workers) as u8);
     let home = home.filter(|home| meta.asked == 0 && *home != cx.worker);
     meta.asked += 1;
@@ -317,7 +314,7 @@ fn open<A: Family>(
     let direct_way = direct::way(route, cx.tables).filter(|_| is_direct);
     // Nor does a backend here need another's address to answer by, if it may answer.
     keeps_client |= is_direct && matches!(route.target(), Target::Endpoint(_));
-    let is_leaving = matches!(route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
+    let is_leaving = route.target().is_underlay();
     if meta.origin == Origin::Host
         && (to.destination.is_peer(cx.tables) || comes_back_plain(route.target(), cx))
     {
@@ -351,8 +348,8 @@ fn open<A: Family>(
         if to.source == A::default() {
             return Err(Verdict::Drop(DropReason::EgressNoAddress));
         }
-    } else if let (false, Target::Endpoint(index)) = (inside, route.target())
-        && let Some(home) = cx.tables.endpoints.get(index).map(|endpoint| endpoint.worker)
+    } else if !inside
+        && let Some(home) = cx.tables.home(route.target())
         && home != cx.worker
     {
         // The backend answers the client itself, and so at its home.

@@ -58,8 +58,7 @@ fn let_in<A: Family>(
     cx: &mut Context<'_>,
 ) -> Result<(), Verdict> {
     const SPOOFED: Verdict = Verdict::Drop(DropReason::InnerSpoofedSource);
-    let Target::Endpoint(index) = meta.route.target() else { return Err(SPOOFED) };
-    let home = cx.tables.endpoints.get(index).map(|endpoint| endpoint.worker).ok_or(SPOOFED)?;
+    let home = cx.tables.home(meta.route.target()).ok_or(SPOOFED)?;
     if home != cx.worker {
         return Err(Verdict::HandOver(home));
     }

@@ -50,8 +50,7 @@ pub fn again(vector: &mut Vector, cx: &mut Context<'_>) {
         if meta.is_pending() && meta.flow == 0 {
             let was = meta.route.target();
             find(frame, meta, cx.tables);
-            let is_leaving =
-                matches!(meta.route.target(), Target::Underlay(_) | Target::UnderlayUnknown);
+            let is_leaving = meta.route.target().is_underlay();
             // It was on its way out by a peer: there, in the tunnel, or nowhere.
             if let (Target::Peer(index), true) = (was, is_leaving) {
                 let is_tunnel = cx.tables.peers.get(index).is_some_and(|p| p.accepts.is_some());
