@@ -12,13 +12,6 @@ outside() { case $1 in 4) printf '%s' "$EXT4" ;; 6) printf '%s' "$EXT6" ;; esac;
 seen_by_tcp() { equal "the answer" "$(get "$1" "http://$(in_url "$3"):${5:-8080}/")" "$2 $4"; }
 seen_by_udp() { equal "the answer" "$(ask "$1" "$3" 53)" "$2 $4"; }
 
-# hop NAME ADDRESS TTL ROUTER: a packet that dies at that hop is said to have died there.
-hop() {
-  local said
-  said=$(at "$1" ping -n -c 2 -i 0.3 -W 1 -t "$3" "$2" || true)
-  grep -qF "From $4" <<< "$said" || { echo "$said"; return 1; }
-}
-
 # leaving TITLE FAMILY: each node's pods reach the outside, with their node's address.
 leaving() {
   local title="$1, IPv$2" ext node
@@ -48,22 +41,6 @@ logged() {
 routers() {
   check "$1: a packet that dies at the router, IPv4" hop a-pod1 "$EXT4" 2 "$ROUTER4"
   check "$1: a packet that dies at the router, IPv6" hop a-pod1 "$EXT6" 2 "$ROUTER6"
-}
-
-# narrow_path TITLE: behind the router is a link of 1300 bytes; the other end does not say so.
-narrow_path() {
-  local way4 way6
-  link_in net set net-ext mtu 1300
-  link_in ext set eth0 mtu 1300
-  ip -n "$(namespace ext)" route change default via 203.0.113.1 advmss 1460
-  ip -n "$(namespace ext)" -6 route change default via 2001:db8:113::1 advmss 1440
-  check "$1: 1 MB gets through a narrow path, IPv4" tcp_echo a-pod1 "$EXT4" 1000000
-  check "$1: 1 MB gets through a narrow path, IPv6" tcp_echo a-pod1 "$EXT6" 1000000
-  way4=$(at a-pod1 ip route get "$EXT4") way6=$(at a-pod1 ip -6 route get "$EXT6")
-  check "$1: and the pod knows its MTU, IPv4" grep -q 'mtu 1300' <<< "$way4"
-  check "$1: and the pod knows its MTU, IPv6" grep -q 'mtu 1300' <<< "$way6"
-  link_in ext set eth0 mtu 1500
-  link_in net set net-ext mtu 1500
 }
 
 # unsolicited TITLE FAMILY: a port that a pod's connection leaves with is open to its other end only.

@@ -65,29 +65,6 @@ leaving() {
     seen_by_tcp "$2-pod2" "$ext" "$(of_node "$2" "$3")"
 }
 
-# hop NAME ADDRESS TTL ROUTER: a packet that dies at that hop is said to have died there.
-hop() {
-  local said
-  said=$(at "$1" ping -n -c 2 -i 0.3 -W 1 -t "$3" "$2" || true)
-  grep -qF "From $4" <<< "$said" || { echo "$said"; return 1; }
-}
-
-# narrow_path TITLE: behind the router is a link of 1300 bytes; the other end does not say so.
-narrow_path() {
-  local way4 way6
-  link_in net set net-ext mtu 1300
-  link_in ext set eth0 mtu 1300
-  ip -n "$(namespace ext)" route change default via 203.0.113.1 advmss 1460
-  ip -n "$(namespace ext)" -6 route change default via 2001:db8:113::1 advmss 1440
-  check "$1: 1 MB gets through a narrow path, IPv4" tcp_echo a-pod1 "$EXT4" 1000000
-  check "$1: 1 MB gets through a narrow path, IPv6" tcp_echo a-pod1 "$EXT6" 1000000
-  way4=$(at a-pod1 ip route get "$EXT4") way6=$(at a-pod1 ip -6 route get "$EXT6")
-  check "$1: and the pod knows its MTU, IPv4" grep -q 'mtu 1300' <<< "$way4"
-  check "$1: and the pod knows its MTU, IPv6" grep -q 'mtu 1300' <<< "$way6"
-  link_in ext set eth0 mtu 1500
-  link_in net set net-ext mtu 1500
-}
-
 # no_pod_but_inside FILE: no frame has a pod's address as its outer source or destination.
 no_pod_but_inside() {
   local found

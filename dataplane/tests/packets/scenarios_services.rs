@@ -186,6 +186,14 @@ fn svc_unrelated_from_backend_passes() {
     }
 }
 
+/// What a client of a service of this protocol at port 80 sends.
+fn body(protocol: Protocol, port: u16, flags: u8) -> Body {
+    match protocol {
+        Protocol::Tcp => tcp(port, 80, flags),
+        _ => udp(port, 80),
+    }
+}
+
 fn many(bed: &mut Bed, family: usize, body: impl Fn(u16) -> Body, from: u16) -> Vec<(u16, Spot)> {
     let ask = |port| (port, goes(bed, GENEVE, &asks(family, body(port))).0);
     (from..from + 60).map(ask).collect()
@@ -215,10 +223,7 @@ fn svc_backend_replaced_new_flows() {
 fn svc_backend_replaced_old_flows_cut() {
     for family in 0..2 {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let bodies = |port, flags| match protocol {
-                Protocol::Tcp => tcp(port, 80, flags),
-                _ => udp(port, 80),
-            };
+            let bodies = |port, flags| body(protocol, port, flags);
             let mut bed = bed_with(1, vec![service(0, protocol, &[(1, 0), (0, 1)])]);
             let before = many(&mut bed, family, |port| bodies(port, SYN), 40_000);
             assert_eq!(spots(&before).len(), 2);
@@ -322,10 +327,7 @@ fn svc_hash_fields_src_dst_only() {
 fn svc_established_flow_sticky() {
     for family in 0..2 {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let bodies = |port, flags| match protocol {
-                Protocol::Tcp => tcp(port, 80, flags),
-                _ => udp(port, 80),
-            };
+            let bodies = |port, flags| body(protocol, port, flags);
             let mut bed = bed_with(1, vec![service(0, protocol, &[(1, 0), (0, 1)])]);
             let first = many(&mut bed, family, |port| bodies(port, SYN), 40_000);
             assert_eq!(many(&mut bed, family, |port| bodies(port, ACK), 40_000), first);

@@ -68,13 +68,7 @@ fn frag_not_nated_left_alone() {
             for order in orders(3) {
                 let frames = ordered(&framed(&pieces, up(0)), &order);
                 let out = send(&mut bed, &[pod(0)], &frames);
-                let arrived: Vec<_> = out
-                    .iter()
-                    .map(|(place, frame)| match place {
-                        Place::Uplink(_) => inner_of(frame)[14..].to_vec(),
-                        _ => frame[14..].to_vec(),
-                    })
-                    .collect();
+                let arrived = packets_of(&out);
                 assert_eq!(reassemble(&arrived), sent.clone().ttl(63).ip());
             }
             bed.close();

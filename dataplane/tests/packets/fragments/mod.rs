@@ -20,7 +20,7 @@ use overlane_api::MacAddr;
 use overlane_dataplane::testing::Place;
 
 use super::bed::Bed;
-use super::build::{Body, Packet, ethernet, packet};
+use super::build::{Body, Packet, ethernet, inner_of, packet};
 
 const SYN: u8 = 2;
 
@@ -151,6 +151,15 @@ fn send(bed: &mut Bed, from: &[Place], frames: &[Vec<u8>]) -> Vec<(Place, Vec<u8
         out.extend(bed.node.collect());
     }
     out
+}
+
+/// The IP packets of frames that came out, without the tunnel if that is where they went.
+fn packets_of(out: &[(Place, Vec<u8>)]) -> Vec<Vec<u8>> {
+    let packet = |(place, frame): &(Place, Vec<u8>)| match place {
+        Place::Uplink(_) => inner_of(frame)[14..].to_vec(),
+        _ => frame[14..].to_vec(),
+    };
+    out.iter().map(packet).collect()
 }
 
 /// The same, and all comes out at `to`: the IP packets, with these MACs.

@@ -46,13 +46,7 @@ fn from_outside_by_any_queue_to_a_backend_elsewhere_and_here() {
                         let sent = Packet { id: id as u16, ..datagram(client, to, 4000) };
                         let frames = ordered(&framed(&cut(&sent, &[1400, 2800]), IN), &order);
                         let out = send(&mut bed, &queues, &frames);
-                        let arrived: Vec<_> = out
-                            .iter()
-                            .map(|(place, frame)| match place {
-                                Place::Uplink(_) => inner_of(frame)[14..].to_vec(),
-                                _ => frame[14..].to_vec(),
-                            })
-                            .collect();
+                        let arrived = packets_of(&out);
                         let got = reassemble(&arrived);
                         let seen_as = match scope {
                             Scope::Cluster => (node_ip(0, family), port_of(&got, false)),
@@ -200,13 +194,7 @@ fn asks_in_pieces(bed: &mut Bed, queues: &[Place], sent: &Packet) -> Vec<Vec<u8>
         queues.rotate_left(first);
         let frames = ordered(&framed(&cut(&sent, &[1400, 2800]), IN), &order);
         let out = send(bed, &queues, &frames);
-        let pieces: Vec<_> = out
-            .iter()
-            .map(|(place, frame)| match place {
-                Place::Uplink(_) => inner_of(frame)[14..].to_vec(),
-                _ => frame[14..].to_vec(),
-            })
-            .collect();
+        let pieces = packets_of(&out);
         arrived.push(reassemble(&pieces));
     }
     arrived
