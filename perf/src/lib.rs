@@ -4,6 +4,7 @@
 //! - [`baseline`]: have the instructions for a packet risen?
 //! - [`tables`], [`services`]: what the tables cost with a large cluster in them.
 //! - [`connections`]: what many services, flows and workers do to connections.
+//! - [`search`]: the highest load with little enough loss, by trials of a [`trial::Measurer`].
 //! - [`steady`]: what a worker does besides moving packets: nothing, as this shows.
 //!
 //! All drive the real workers, stages and tables; only the ports are memory.
@@ -24,7 +25,9 @@ pub mod measure;
 pub mod pipeline;
 pub mod rig;
 pub mod scenario;
+pub mod search;
 pub mod services;
 pub mod steady;
 pub mod tables;
 pub mod topology;
+pub mod trial;
