@@ -82,4 +82,30 @@ pub enum PerfError {
     /// A clock of the system cannot be read.
     #[error("cannot read the clock: {0}")]
     Clock(#[source] nix::Error),
+    /// A network namespace cannot be entered.
+    #[error(
+        "cannot enter network namespace {name}: {source}; it needs root, and a namespace of \
+         `ip netns list`"
+    )]
+    Namespace {
+        /// Its name.
+        name: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// An AF_XDP port cannot be opened.
+    #[error(transparent)]
+    Open(#[from] overlane_dataplane::io::af_xdp::OpenError),
+    /// There is no packet memory.
+    #[error(transparent)]
+    Umem(#[from] overlane_dataplane::io::af_xdp::UmemError),
+    /// No program can be put on the interface.
+    #[error(transparent)]
+    Bpf(#[from] overlane_bpf::BpfError),
+    /// A thread of one's own cannot be pinned.
+    #[error("cannot pin a thread to CPU {0}: is there one, and may this process use it?")]
+    Pin(usize),
+    /// Signals cannot be waited for.
+    #[error("cannot be ended by a signal: {0}")]
+    Signal(#[source] std::io::Error),
 }

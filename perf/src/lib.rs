@@ -7,7 +7,10 @@
 //! - [`search`]: the highest load with little enough loss, by trials of a [`trial::Measurer`].
 //! - [`steady`]: what a worker does besides moving packets: nothing, as this shows.
 //!
-//! All drive the real workers, stages and tables; only the ports are memory.
+//! These drive the real workers, stages and tables; only the ports are memory.
+//!
+//! - [`forward`]: the raw AF_XDP forwarder, which moves frames between two interfaces and does
+//!   nothing else: what any dataplane over AF_XDP can reach at most.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -19,9 +22,11 @@ pub mod callgrind;
 pub mod child;
 pub mod connections;
 pub mod error;
+pub mod forward;
 pub mod frames;
 pub mod machine;
 pub mod measure;
+pub mod namespace;
 pub mod pipeline;
 pub mod rig;
 pub mod scenario;

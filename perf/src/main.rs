@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use overlane_perf::baseline::Baseline;
@@ -9,8 +12,9 @@ use overlane_perf::child::{Cluster, Forward};
 use overlane_perf::error::PerfError;
 use overlane_perf::pipeline::{self, Plan};
 use overlane_perf::scenario::Scenario;
-use overlane_perf::{connections, services, steady, tables};
+use overlane_perf::{connections, forward, namespace, services, steady, tables};
 use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 /// Counts allocations, for `steady`.
@@ -114,6 +118,25 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Forwards frames between two interfaces over AF_XDP, both ways, and does nothing else: the
+    /// ceiling of a dataplane with the same ports. Ends by Ctrl-C; fails when frames were lost.
+    Raw {
+        /// The interface that stands for a pod's port.
+        inside: String,
+        /// The interface that stands for the uplink.
+        outside: String,
+        /// Network namespace of the interfaces.
+        #[arg(long)]
+        netns: Option<String>,
+        /// CPU of the thread that forwards.
+        #[arg(long)]
+        cpu: Option<usize>,
+        /// Ends after so many seconds.
+        #[arg(long)]
+        seconds: Option<f64>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Forwards a number of vectors and writes how many packets that were: what runs under other
     /// programs' eyes.
     #[command(hide = true)]
@@ -187,11 +210,39 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
                 if report.is_steady() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
             })
         }
+        Command::Raw { inside, outside, netns, cpu, seconds, output } => {
+            let duration = match seconds.map(Duration::try_from_secs_f64).transpose() {
+                Ok(duration) => duration,
+                Err(error) => {
+                    eprintln!("overlane-perf: --seconds: {error}");
+                    return Err(ExitCode::from(2));
+                }
+            };
+            raw(&forward::Plan { inside, outside, cpu, duration }, netns.as_deref(), &output)
+        }
         Command::Forward(forward) => forward.run().map(|packets| {
             println!("{packets}");
             ExitCode::SUCCESS
         }),
     })
+}
+
+fn raw(plan: &forward::Plan, netns: Option<&str>, output: &Output) -> Result<ExitCode, PerfError> {
+    namespace::enter(netns)?;
+    let report = forward::run(plan, &stopped_by_signal()?, || {
+        eprintln!("overlane-perf: forwarding between {} and {}", plan.inside, plan.outside);
+    })?;
+    let shown = show(&report, &report.table(), output);
+    Ok(if report.is_whole() { shown } else { ExitCode::FAILURE })
+}
+
+/// Becomes true when the process is asked to end.
+fn stopped_by_signal() -> Result<Arc<AtomicBool>, PerfError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, stop.clone()).map_err(PerfError::Signal)?;
+    }
+    Ok(stop)
 }
 
 fn instructions(

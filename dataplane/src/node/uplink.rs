@@ -127,16 +127,11 @@ impl Process {
             let worker = plan::uplink_worker(queue, self.workers.len());
             let mut options =
                 if is_veth { OpenPort::veth(name, queue) } else { OpenPort::nic(name, queue) };
-            options.fill_min = options.fill_min.max(self.uplink_fill_min());
+            options.fill_min = options.fill_min.max(self.plan.uplink_fill_min());
             let umem = zero_copy_umem.map_or_else(|| self.umem_of(worker), |n| &self.umems[n]);
             opened.push((AfXdpPort::open(umem, &options)?, queue, worker));
         }
         Ok(opened)
-    }
-
-    /// Free frames that an uplink queue keeps: bursts from the network are larger than a pod's.
-    fn uplink_fill_min(&self) -> u32 {
-        (self.plan.chunks / 16).clamp(64, 1024)
     }
 
     /// The UMEM of zero-copy devices, made at the first one's coming: veths cannot share it.

@@ -89,6 +89,14 @@ pub struct MemoryPlan {
     pub bytes: u64,
 }
 
+impl MemoryPlan {
+    /// Free frames that an uplink queue keeps: bursts from the network are larger than a pod's.
+    #[must_use]
+    pub fn uplink_fill_min(&self) -> u32 {
+        (self.chunks / 16).clamp(64, 1024)
+    }
+}
+
 /// The budget does not carry so many sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
