@@ -1,5 +1,5 @@
-//! Remembers which compiler this is built with: instruction counts of different ones say nothing
-//! about each other.
+//! Remembers which compiler this is built with, because instruction counts of different ones say
+//! nothing about each other, and from which commit.
 
 use std::env;
 use std::process::Command;
@@ -17,5 +17,21 @@ fn main() {
         "cargo:rustc-env=OVERLANE_COMPILER={}",
         format!("{version}, {target}, opt-level {level} {flags}").trim_end()
     );
+    println!("cargo:rustc-env=OVERLANE_COMMIT={}", commit().as_deref().unwrap_or("unknown"));
     println!("cargo:rerun-if-changed=build.rs");
+}
+
+/// The commit, with "-dirty" when files differ from it as the program is built; none outside a git
+/// tree.
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        (output.status.success() && !text.is_empty()).then_some(text)
+    };
+    // Every commit writes here, wherever the tree's git directory is.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo:rerun-if-changed={log}");
+    }
+    git(&["describe", "--always", "--dirty", "--abbrev=10"])
 }

@@ -17,6 +17,7 @@
     reason = "numbers of peers, endpoints, flows, workers and bytes are checked when they come in"
 )]
 
+pub mod about;
 pub mod baseline;
 pub mod callgrind;
 pub mod child;

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use overlane_perf::about::{About, Document};
 use overlane_perf::baseline::Baseline;
 use overlane_perf::child::{Cluster, Forward};
 use overlane_perf::error::PerfError;
@@ -187,7 +188,7 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             let scenarios = scenarios(&scenario)?;
             let load = cluster.load(0);
             let plan = Plan { scenarios, flows, load, workers, seconds, instructions, stages };
-            pipeline::run(&plan).map(|report| show(&report, &report.table(), &output))
+            pipeline::run(&plan).map(|report| show("pipeline", &report, &report.table(), &output))
         }
         Command::Instructions { baseline, tolerance, accept, output } => {
             instructions(&baseline, tolerance, accept, &output)
@@ -195,10 +196,10 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
         Command::Tables { peers, endpoints, adds, services, backends, output } => {
             services::Plan::new(services, backends, adds)
                 .and_then(|plan| tables::run(peers, endpoints, adds, plan))
-                .map(|report| show(&report, &report.table(), &output))
+                .map(|report| show("tables", &report, &report.table(), &output))
         }
         Command::Connections { output } => connections::run().map(|report| {
-            show(&report, &report.table(), &output);
+            show("connections", &report, &report.table(), &output);
             if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }),
         Command::Steady { scenario, output } => {
@@ -206,7 +207,7 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             // Where every packet opens a flow there is no steady state.
             scenarios.retain(|scenario| !scenario.opens);
             steady::run(&scenarios, ALLOCATOR).map(|report| {
-                show(&report, &report.table(), &output);
+                show("steady", &report, &report.table(), &output);
                 if report.is_steady() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
             })
         }
@@ -232,7 +233,7 @@ fn raw(plan: &forward::Plan, netns: Option<&str>, output: &Output) -> Result<Exi
     let report = forward::run(plan, &stopped_by_signal()?, || {
         eprintln!("overlane-perf: forwarding between {} and {}", plan.inside, plan.outside);
     })?;
-    let shown = show(&report, &report.table(), output);
+    let shown = show("raw", &report, &report.table(), output);
     Ok(if report.is_whole() { shown } else { ExitCode::FAILURE })
 }
 
@@ -256,14 +257,16 @@ fn instructions(
         now.write(path)?;
     }
     let comparison = Baseline::read(path)?.compare(now, tolerance);
-    let shown = show(&comparison, comparison.report(path).trim_end(), output);
+    let shown = show("instructions", &comparison, comparison.report(path).trim_end(), output);
     Ok(if comparison.passes() { shown } else { ExitCode::FAILURE })
 }
 
-fn show(report: &impl Serialize, table: &str, output: &Output) -> ExitCode {
+/// Writes the result of the command `kind`; as JSON with what it was measured on.
+fn show(kind: &str, result: &impl Serialize, table: &str, output: &Output) -> ExitCode {
+    let document = || Document { about: About::now(), kind: kind.to_owned(), result };
     match output.output {
         Format::Table => println!("{table}"),
-        Format::Json => match serde_json::to_string_pretty(report) {
+        Format::Json => match serde_json::to_string_pretty(&document()) {
             Ok(text) => println!("{text}"),
             Err(error) => {
                 eprintln!("overlane-perf: cannot write the result as JSON: {error}");
