@@ -164,7 +164,8 @@ fn the_command_enters_a_namespace_and_ends_by_a_signal_with_its_counters() {
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = &document["result"];
     assert_eq!(report["frames"], report["frames_back"]);
     assert_eq!(report["interfaces"][1]["name"], "up0");
 }
