@@ -1,6 +1,6 @@
 //! The frames that arrive: built with the dataplane's own header writers.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use overlane_api::{MacAddr, Mode, Underlay, Vni};
 use overlane_dataplane::wire::{checksum, ethernet, geneve, ipv4, ipv6, protocol, tcp, udp, vxlan};
@@ -35,60 +35,19 @@ impl Datagram {
     /// The frame.
     #[must_use]
     pub fn frame(&self, payload: &[u8]) -> Vec<u8> {
-        let mut frame = vec![0; self.header_len()];
-        frame.extend_from_slice(payload);
-        let udp_len = (udp::HEADER_LEN + payload.len()) as u16;
-        let (ethertype, pseudo) = match self.addresses {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let header = ipv4::Ipv4Header {
-                    tos: 0,
-                    total_len: ipv4::MIN_HEADER_LEN as u16 + udp_len,
-                    identification: 0,
-                    fragment: ipv4::DONT_FRAGMENT,
-                    ttl: 64,
-                    protocol: protocol::UDP,
-                    source,
-                    destination,
-                };
-                if let Some(place) = frame[ethernet::HEADER_LEN..].first_chunk_mut() {
-                    header.write(place);
-                }
-                let sum = checksum::pseudo_header_v4(source, destination, protocol::UDP, udp_len);
-                (ethernet::ETHERTYPE_IPV4, sum)
-            }
-            (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                let header = ipv6::Ipv6Header {
-                    traffic_class: 0,
-                    flow_label: 0,
-                    payload_len: udp_len,
-                    next_header: protocol::UDP,
-                    hop_limit: 64,
-                    source,
-                    destination,
-                };
-                if let Some(place) = frame[ethernet::HEADER_LEN..].first_chunk_mut() {
-                    header.write(place);
-                }
-                let len = u32::from(udp_len);
-                let sum = checksum::pseudo_header_v6(source, destination, protocol::UDP, len);
-                (ethernet::ETHERTYPE_IPV6, sum)
-            }
-            // The two come from one topology and one family.
-            _ => (0, 0),
-        };
-        if let Some(place) = frame.first_chunk_mut() {
-            ethernet::write(place, self.macs.1, self.macs.0, ethertype);
-        }
-        let segment = &mut frame[self.header_len() - udp::HEADER_LEN..];
+        let length = (udp::HEADER_LEN + payload.len()) as u16;
         let (source_port, destination_port) = self.ports;
-        let header = udp::UdpHeader { source_port, destination_port, length: udp_len, checksum: 0 };
+        let header = udp::UdpHeader { source_port, destination_port, length, checksum: 0 };
+        let mut segment = vec![0; udp::HEADER_LEN];
         if let Some(place) = segment.first_chunk_mut() {
             header.write(place);
         }
+        segment.extend_from_slice(payload);
         if self.checksum {
-            checksum::compute(segment, udp::CHECKSUM_OFFSET, pseudo);
+            let pseudo = pseudo_header(self.addresses, protocol::UDP, length);
+            checksum::compute(&mut segment, udp::CHECKSUM_OFFSET, pseudo);
         }
-        frame
+        packet(self.macs, self.addresses, protocol::UDP, &segment)
     }
 
     /// The frame of `size` bytes on the wire (check sequence included): 4 bytes less in memory;
@@ -100,50 +59,101 @@ impl Datagram {
     }
 }
 
+/// An IP packet of `protocol` in an Ethernet frame; addresses are source and destination.
+#[must_use]
+pub fn packet(
+    macs: (MacAddr, MacAddr),
+    addresses: (IpAddr, IpAddr),
+    protocol: u8,
+    segment: &[u8],
+) -> Vec<u8> {
+    let mut frame = vec![0; ethernet::HEADER_LEN];
+    let length = segment.len() as u16;
+    let ethertype = match addresses {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut place = [0; ipv4::MIN_HEADER_LEN];
+            let total_len = ipv4::MIN_HEADER_LEN as u16 + length;
+            let (identification, fragment) = (0, ipv4::DONT_FRAGMENT);
+            let (tos, ttl) = (0, 64);
+            ipv4::Ipv4Header {
+                tos,
+                total_len,
+                identification,
+                fragment,
+                ttl,
+                protocol,
+                source,
+                destination,
+            }
+            .write(&mut place);
+            frame.extend_from_slice(&place);
+            ethernet::ETHERTYPE_IPV4
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let mut place = [0; ipv6::HEADER_LEN];
+            ipv6::Ipv6Header {
+                traffic_class: 0,
+                flow_label: 0,
+                payload_len: length,
+                next_header: protocol,
+                hop_limit: 64,
+                source,
+                destination,
+            }
+            .write(&mut place);
+            frame.extend_from_slice(&place);
+            ethernet::ETHERTYPE_IPV6
+        }
+        // The two come from one topology and one family.
+        _ => 0,
+    };
+    if let Some(place) = frame.first_chunk_mut() {
+        ethernet::write(place, macs.1, macs.0, ethertype);
+    }
+    frame.extend_from_slice(segment);
+    frame
+}
+
+/// Sum of the pseudo-header of `length` bytes of `protocol`.
+#[must_use]
+pub fn pseudo_header(addresses: (IpAddr, IpAddr), protocol: u8, length: u16) -> u64 {
+    match addresses {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            checksum::pseudo_header_v4(source, destination, protocol, length)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            checksum::pseudo_header_v6(source, destination, protocol, u32::from(length))
+        }
+        _ => 0,
+    }
+}
+
 /// A TCP segment without data, with these addresses of the Ethernet header, addresses, ports and flags,
-/// each of them source and destination; 60 bytes, as the shortest frame on the wire.
+/// each of them source and destination; at least 60 bytes, as the shortest frame on the wire.
 #[must_use]
 pub fn tcp(
     macs: (MacAddr, MacAddr),
-    (source, destination): (Ipv4Addr, Ipv4Addr),
+    addresses: (impl Into<IpAddr>, impl Into<IpAddr>),
     (source_port, destination_port): (u16, u16),
     flags: u8,
 ) -> Vec<u8> {
-    const IP: usize = ethernet::HEADER_LEN;
-    const TCP: usize = IP + ipv4::MIN_HEADER_LEN;
-    const LEN: u16 = tcp::MIN_HEADER_LEN as u16;
-    let mut frame = vec![0; 64 - CHECK_SEQUENCE];
-    let header = ipv4::Ipv4Header {
-        tos: 0,
-        total_len: ipv4::MIN_HEADER_LEN as u16 + LEN,
-        identification: 0,
-        fragment: ipv4::DONT_FRAGMENT,
-        ttl: 64,
-        protocol: protocol::TCP,
-        source,
-        destination,
-    };
-    let segment = tcp::TcpHeader {
+    let addresses = (addresses.0.into(), addresses.1.into());
+    let header = tcp::TcpHeader {
         source_port,
         destination_port,
         sequence: 1,
-        acknowledgment: 1,
+        acknowledgment: if flags & tcp::ACK == 0 { 0 } else { 1 },
         flags,
         window: 1024,
         checksum: 0,
         urgent: 0,
     };
-    if let Some(place) = frame.first_chunk_mut() {
-        ethernet::write(place, macs.1, macs.0, ethernet::ETHERTYPE_IPV4);
-    }
-    if let Some(place) = frame[IP..].first_chunk_mut() {
-        header.write(place);
-    }
-    if let Some(place) = frame[TCP..].first_chunk_mut() {
-        segment.write(place);
-    }
-    let sum = checksum::pseudo_header_v4(source, destination, protocol::TCP, LEN);
-    checksum::compute(&mut frame[TCP..TCP + tcp::MIN_HEADER_LEN], tcp::CHECKSUM_OFFSET, sum);
+    let mut segment = [0; tcp::MIN_HEADER_LEN];
+    header.write(&mut segment);
+    let sum = pseudo_header(addresses, protocol::TCP, tcp::MIN_HEADER_LEN as u16);
+    checksum::compute(&mut segment, tcp::CHECKSUM_OFFSET, sum);
+    let mut frame = packet(macs, addresses, protocol::TCP, &segment);
+    frame.resize(frame.len().max(64 - CHECK_SEQUENCE), 0);
     frame
 }
 

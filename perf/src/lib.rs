@@ -7,8 +7,10 @@
 //! - [`search`]: the highest load with little enough loss, by trials of a [`trial::Measurer`].
 //! - [`steady`]: what a worker does besides moving packets: nothing, as this shows.
 //!
-//! These drive the real workers, stages and tables; only the ports are memory.
+//! These drive the real workers, stages and tables; only the ports are memory. What drives a kernel's
+//! interfaces:
 //!
+//! - [`traffic`], [`writer`]: what generators send, and the frames of it.
 //! - [`forward`]: the raw AF_XDP forwarder, which moves frames between two interfaces and does
 //!   nothing else: what any dataplane over AF_XDP can reach at most.
 
@@ -36,4 +38,6 @@ pub mod services;
 pub mod steady;
 pub mod tables;
 pub mod topology;
+pub mod traffic;
 pub mod trial;
+pub mod writer;
