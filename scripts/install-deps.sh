@@ -10,8 +10,9 @@ RUST_WANTED=1.95
 
 usage() {
   cat <<'TEXT'
-usage: install-deps.sh [--test] [--check]
+usage: install-deps.sh [--test] [--peers] [--check]
   --test    also what the tests use (Open vSwitch, scapy, valgrind, shellcheck, ...)
+  --peers   also what `overlane-perf compare` compares with (DPDK, Open vSwitch with it, iptables, ...)
   --check   install nothing; list what is missing and fail if anything is
 TEXT
 }
@@ -22,6 +23,17 @@ RUN=(iproute2 ethtool iputils-ping procps util-linux jq tshark iperf3 socat curl
   dnsmasq-base bind9-dnsutils)
 TEST=(bpftool tcpdump iputils-arping ndisc6 netcat-openbsd openvswitch-switch nftables python3-scapy
   valgrind shellcheck)
+PEERS=(dpdk-dev openvswitch-switch openvswitch-switch-dpdk iptables ipvsadm nftables python3-scapy jq)
+# Of these packages, services that nobody wants to be started, now or with the machine.
+SERVICES=(openvswitch-switch ipvsadm dpdk)
+
+# DPDK's drivers have its version in their name.
+dpdk_drivers() {
+  local kind
+  for kind in librte-net-af-xdp librte-mempool-ring; do
+    apt-cache pkgnames "$kind" | grep -E "^${kind}[0-9]" | sort -V | tail -n 1
+  done
+}
 
 missing() {
   local package
@@ -30,15 +42,42 @@ missing() {
   done
 }
 
+refresh_lists() {
+  say "refreshing the package lists"
+  apt-get update -qq || die "apt-get update failed: is the network reachable, and are the sources in /etc/apt right?"
+}
+
 # The package lists may be absent or old: refresh them only if something cannot be found.
 install_packages() {
   local -x DEBIAN_FRONTEND=noninteractive
   if ! apt-get install -y --no-install-recommends --dry-run "$@" > /dev/null 2>&1; then
-    say "refreshing the package lists"
-    apt-get update -qq || die "apt-get update failed: is the network reachable, and are the sources in /etc/apt right?"
+    refresh_lists
   fi
+  start_nothing
   apt-get install -y -qq --no-install-recommends "$@" > /dev/null ||
     die "apt-get could not install: $*"
+  disable_services "$@"
+}
+
+# start_nothing: as long as this script runs no package starts a service; Debian's own way to say so.
+POLICY=/usr/sbin/policy-rc.d
+start_nothing() {
+  [ ! -e "$POLICY" ] || return 0
+  trap 'rm -f "$POLICY"' EXIT
+  printf '#!/bin/sh\nexit 101\n' > "$POLICY"
+  chmod +x "$POLICY"
+}
+
+# disable_services PACKAGE...: of what was installed just now none is started with the machine.
+disable_services() {
+  local service package
+  command -v systemctl > /dev/null || return 0
+  for service in "${SERVICES[@]}"; do
+    for package in "$@"; do
+      # dpdk comes along with dpdk-dev.
+      [ "${package%-dev}" != "$service" ] || systemctl disable --quiet "$service" > /dev/null 2>&1 || true
+    done
+  done
 }
 
 check_rust() {
@@ -57,10 +96,11 @@ check_rust() {
   printf '%s' "$version"
 }
 
-with_test=no only_check=no
+with_test=no with_peers=no only_check=no
 for option in "$@"; do
   case $option in
     --test) with_test=yes ;;
+    --peers) with_peers=yes ;;
     --check) only_check=yes ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
@@ -70,6 +110,15 @@ done
 command -v dpkg-query > /dev/null || die "this is not a Debian system; install by hand: ${BUILD[*]} ${RUN[*]}, and Rust $RUST_WANTED"
 wanted=("${BUILD[@]}" "${RUN[@]}")
 [ "$with_test" = no ] || wanted+=("${TEST[@]}")
+if [ "$with_peers" = yes ]; then
+  wanted+=("${PEERS[@]}")
+  if [ -z "$(dpdk_drivers)" ] && [ "$only_check" = no ]; then
+    need_root "refreshing the package lists"
+    refresh_lists
+  fi
+  mapfile -O "${#wanted[@]}" -t wanted < <(dpdk_drivers)
+fi
+mapfile -t wanted < <(printf '%s\n' "${wanted[@]}" | sort -u)
 mapfile -t absent < <(missing "${wanted[@]}")
 if [ ${#absent[@]} -gt 0 ]; then
   [ "$only_check" = no ] || die "not installed: ${absent[*]}"

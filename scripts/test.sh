@@ -114,7 +114,7 @@ stage_clippy() { run clippy "cargo clippy" cargo clippy --workspace --all-target
 
 stage_shellcheck() {
   # SC2016: awk and jq programs stand in single quotes on purpose.
-  run shellcheck "shellcheck" shellcheck -x -e SC2016 scripts/*.sh scripts/lib/*.sh .ci/run dataplane/tests/netns/*.sh dataplane/tests/vm/*.sh
+  run shellcheck "shellcheck" shellcheck -x -e SC2016 scripts/*.sh scripts/lib/*.sh .ci/run dataplane/tests/netns/*.sh dataplane/tests/vm/*.sh perf/peers/*.sh
 }
 
 stage_unit() {
@@ -155,7 +155,7 @@ stage_netns() {
 
 release_build() {
   local log=$LOGS/$1-build.log
-  if cargo build --release --quiet -p overlane-dataplane -p overlane-control > "$log" 2>&1; then return 0; fi
+  if cargo build --release --quiet -p overlane-dataplane -p overlane-control -p overlane-perf > "$log" 2>&1; then return 0; fi
   tail -n 60 "$log" >&2
   fail "$1: release build"
   return 1

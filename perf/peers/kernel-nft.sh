@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The kernel: vxlan device, conntrack, nftables. Services as kube-proxy's nftables mode writes them: one map from
+# address and port to a chain, in which a backend is drawn.
+# shellcheck source=perf/peers/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=perf/peers/kernel.sh
+. "$PEERS/kernel.sh"
+
+peer_available() {
+  command -v nft > /dev/null || { say "nft is not installed: scripts/install-deps.sh --peers"; return 1; }
+  kernel_available "$1"
+}
+
+# The chains of the backends, and of the services, in which one of them is drawn.
+rules() {
+  local number draw=''
+  echo 'table ip peer {'
+  for number in "${!BACKENDS[@]}"; do
+    printf '  chain backend-%s { meta l4proto udp dnat to %s:%s; }\n' "$number" "${BACKENDS[number]}" "$BACKEND_PORT"
+    draw+="${draw:+, }$number : goto backend-$number"
+  done
+  for ((number = 0; number < SERVICES; number++)); do
+    printf '  chain service-%s { numgen random mod %s vmap { %s }; }\n' "$number" "${#BACKENDS[@]}" "$draw"
+  done
+  echo '  map services { type ipv4_addr . inet_proto . inet_service : verdict; elements = {'
+  for ((number = 0; number < SERVICES; number++)); do
+    printf '    %s . udp . %s : goto service-%s,\n' "$(service_ip "$number")" "$SERVICE_PORT" "$number"
+  done
+  cat << TEXT
+  }; }
+  chain in { type nat hook prerouting priority dstnat; ip daddr . meta l4proto . th dport vmap @services; }
+  chain out { type nat hook postrouting priority srcnat; ip saddr $POD_IP oifname "up0" masquerade; }
+}
+TEXT
+}
+
+peer_up() {
+  enough_conntrack "$2"
+  forward "$1"
+  rules | in_node nft -f -
+}
+
+peer "$@"
