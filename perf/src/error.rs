@@ -108,4 +108,23 @@ pub enum PerfError {
     /// Signals cannot be waited for.
     #[error("cannot be ended by a signal: {0}")]
     Signal(#[source] std::io::Error),
+    /// The traffic asked for cannot be.
+    #[error(transparent)]
+    Traffic(#[from] crate::traffic::TrafficError),
+    /// An interface is not there, or is not as it must be.
+    #[error("interface {name}: {problem}")]
+    Interface {
+        /// Its name.
+        name: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A BPF program cannot be used.
+    #[error("cannot {action}: {source}; it needs root and a kernel of 5.18 or later")]
+    Program {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel or libbpf answered.
+        source: libbpf_rs::Error,
+    },
 }

@@ -11,6 +11,8 @@
 //! interfaces:
 //!
 //! - [`traffic`], [`writer`]: what generators send, and the frames of it.
+//! - [`live`]: the generator that no single core's receiver keeps up with.
+//! - [`sink`]: counts and drops what arrives, at little cost.
 //! - [`forward`]: the raw AF_XDP forwarder, which moves frames between two interfaces and does
 //!   nothing else: what any dataplane over AF_XDP can reach at most.
 
@@ -24,9 +26,11 @@ pub mod baseline;
 pub mod callgrind;
 pub mod child;
 pub mod connections;
+pub mod device;
 pub mod error;
 pub mod forward;
 pub mod frames;
+pub mod live;
 pub mod machine;
 pub mod measure;
 pub mod namespace;
@@ -34,10 +38,16 @@ pub mod pipeline;
 pub mod rig;
 pub mod scenario;
 pub mod search;
+pub mod sent;
 pub mod services;
+pub mod sink;
+mod skeleton;
 pub mod steady;
 pub mod tables;
+pub mod threads;
 pub mod topology;
 pub mod traffic;
 pub mod trial;
 pub mod writer;
+#[cfg(test)]
+mod writer_samples;

@@ -166,7 +166,11 @@ fn devices_are_described_as_iproute2_describes_them() {
     let support = |name| xdp_support(name).unwrap().expect("this kernel is 6.3 or later");
     assert!(!support("pod1").native, "the pod sends on more queues than this end receives on");
     run("ethtool -L eth0 tx 2");
-    assert_eq!(support("pod1"), XdpSupport { native: true, zero_copy: false });
+    let native = XdpSupport { native: true, redirect_target: false, zero_copy: false };
+    assert_eq!(support("pod1"), native);
+    run("ip link set eth0 up");
+    run("ethtool -K eth0 gro on");
+    assert_eq!(support("pod1"), XdpSupport { redirect_target: true, ..native });
     assert!(!support("lo").native);
     let missing = Interface::find("nosuch").unwrap_err().to_string();
     assert!(missing.contains("nosuch"), "{missing}");

@@ -10,6 +10,8 @@ use super::netlink::{self, RouteSocket};
 
 /// `NETDEV_XDP_ACT_BASIC` and `NETDEV_XDP_ACT_REDIRECT`
 const NATIVE: u64 = 1 | 2;
+/// `NETDEV_XDP_ACT_NDO_XMIT`
+const REDIRECT_TARGET: u64 = 4;
 /// `NETDEV_XDP_ACT_XSK_ZEROCOPY`
 const XSK_ZERO_COPY: u64 = 8;
 
@@ -108,6 +110,9 @@ pub struct XdpSupport {
     /// It runs XDP programs itself and redirects: AF_XDP needs both to be fast. A veth says so
     /// only while it receives on at least as many queues as its peer sends on.
     pub native: bool,
+    /// It sends frames that XDP programs redirect to it. A veth only while an XDP program or GRO is
+    /// on its peer.
+    pub redirect_target: bool,
     /// It can use a UMEM without copies. It may still refuse when a queue is opened (an MTU that
     /// is too large for a chunk, say): then a UMEM for copies is the way.
     pub zero_copy: bool,
@@ -127,6 +132,7 @@ pub fn xdp_support(name: &str) -> Result<Option<XdpSupport>, InterfaceError> {
     })?;
     Ok(features.map(|bits| XdpSupport {
         native: bits & NATIVE == NATIVE,
+        redirect_target: bits & REDIRECT_TARGET != 0,
         zero_copy: bits & XSK_ZERO_COPY != 0,
     }))
 }
