@@ -63,6 +63,10 @@ fn listings_are_tables_and_json() {
                 "default/web-1",
             ],
         ),
+        (
+            &["latency"],
+            &["pods", "another worker", "all", "p99.99", "7.0", "9.0", "1 vector in 16, for 77 s"],
+        ),
         (&["version"], &["9.9.9", "does not answer", "protocol"]),
         (&["status"], &["Dataplane 9.9.9", "Node: not known yet", "does not answer"]),
     ] {
@@ -81,8 +85,43 @@ fn listings_are_tables_and_json() {
     assert_eq!(json(&bed, &["flow", "list"])["flows"][0]["translated"]["destination_port"], 8080);
     assert_eq!(json(&bed, &["nat", "list"])["bindings"][0]["external_port"], 10240);
     assert_eq!(json(&bed, &["nat", "usage"])[0]["workers"][0]["in_use"]["tcp"], 988);
+    assert_eq!(json(&bed, &["latency"])["histograms"][0]["from"], "pods");
     assert_eq!(json(&bed, &["version"])["protocol"], 1);
     assert!(json(&bed, &["status"])["control"].is_null());
+}
+
+#[test]
+fn latencies_are_chosen_and_written_for_other_programs() {
+    let bed = Bed::new();
+    let _dataplane = bed.dataplane(1, BTreeMap::new());
+    let all = json(&bed, &["latency"]);
+    let sum = all["histograms"].as_array().unwrap().last().unwrap();
+    assert_eq!((&sum["worker"], &sum["packets"]), (&serde_json::Value::Null, &200.into()));
+    let near = |value: &serde_json::Value, us: f64| {
+        let value = value.as_f64().unwrap();
+        assert!((value - us).abs() < us / 100.0, "{value} is not {us}");
+    };
+    near(&sum["p50_us"], 7.0);
+    near(&sum["max_us"], 9.0);
+    let pods = json(&bed, &["latency", "--from", "pods"]);
+    assert_eq!(pods["histograms"].as_array().unwrap().len(), 1);
+    near(&pods["histograms"][0]["p90_us"], 1.0);
+    near(&pods["histograms"][0]["p99_us"], 7.0);
+    let file = bed.path("pods.hgrm");
+    let path = file.to_str().unwrap();
+    let output = bed.overlane(&["latency", "--worker", "1", "--hgrm", path]);
+    assert_eq!(output.status.code(), Some(0));
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.contains("1/(1-Percentile)") && written.contains("100]"), "{written}");
+    let printed = text(&bed.overlane(&["latency", "--worker", "1", "--hgrm", "-"]));
+    assert_eq!(printed, written);
+    let output = bed.overlane(&["latency", "--hgrm", "/no/such/folder/x"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("/no/such/folder/x"));
+    // Who begins anew is told what there was.
+    assert_eq!(json(&bed, &["latency", "--reset"]), all);
+    assert_eq!(json(&bed, &["latency"])["histograms"].as_array().unwrap().len(), 0);
+    assert_eq!(bed.overlane(&["latency", "--from", "nowhere"]).status.code(), Some(2));
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod client;
 pub mod egress;
 pub mod endpoint;
 pub mod flow;
+pub mod latency;
 pub mod node;
 pub mod object;
 pub mod peer;

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::flow::{FlowFilter, FlowReport, NatReport, NatUsage};
+use crate::latency::LatencyReport;
 use crate::object::{Change, ObjectKey};
 use crate::status::{DropReport, EndpointStatus, PeerStatus, ServiceStatus, Status};
 
@@ -80,6 +81,12 @@ pub enum Op {
     },
     /// How full the external ports are.
     NatUsage,
+    /// How long packets are inside.
+    Latency {
+        /// Begin anew after this answer, for everybody.
+        #[serde(default)]
+        reset: bool,
+    },
 }
 
 /// The answer to the request of the same id.
@@ -143,6 +150,8 @@ pub enum Reply {
     NatBindings(NatReport),
     /// To [`Op::NatUsage`].
     NatUsage(Vec<NatUsage>),
+    /// To [`Op::Latency`].
+    Latency(LatencyReport),
 }
 
 /// Why a request was not carried out.

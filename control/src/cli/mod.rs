@@ -6,6 +6,7 @@ pub mod config;
 pub mod drops;
 pub mod endpoint;
 pub mod flow;
+pub mod latency;
 pub mod nat;
 pub mod node;
 pub mod service;
@@ -89,6 +90,8 @@ pub enum Verb {
     /// Source NAT: external ports and whose they are.
     #[command(subcommand)]
     Nat(nat::Nat),
+    /// How long packets are inside of the dataplane.
+    Latency(latency::Latency),
     /// Dropped packets by reason, and what to do about them.
     Drops,
     /// The node's configuration.
@@ -170,6 +173,7 @@ impl Cli {
             Verb::Flow(flow::Flow::Flush { filter, all }) => flow::flush(self, filter, *all),
             Verb::Nat(nat::Nat::List { filter, limit }) => nat::list(self, filter, *limit),
             Verb::Nat(nat::Nat::Usage) => nat::usage(self),
+            Verb::Latency(asked) => latency::run(self, asked),
             Verb::Drops => drops::run(self),
             Verb::Config(config::Config::Check { file, manifests, local_port_range }) => {
                 config::check(self, file, manifests.as_deref(), *local_port_range)

@@ -16,6 +16,7 @@ use overlane_api::flow::{
     FlowFilter, FlowReport, FlowStatus, NatBinding, NatPodUsage, NatRemoteUsage, NatReport,
     NatUsage, NatWorkerUsage, Tuple,
 };
+use overlane_api::latency::{LatencyBucket, LatencyHistogram, LatencyReport, PacketSource};
 use overlane_api::protocol::{ApiError, ErrorCode, Op, Reply, Request, Response, VERSION};
 use overlane_api::status::{
     BackendStatus, DropCount, DropReport, EndpointStatus, NodeSummary, PeerStatus, ServiceStatus,
@@ -42,6 +43,8 @@ pub struct Memory {
     pub filters: Vec<FlowFilter>,
     /// The leases that were asked for, milliseconds; the same again only once.
     pub leases: Vec<u32>,
+    /// Was the latency report begun anew?
+    pub begun_anew: bool,
     streams: Vec<UnixStream>,
 }
 
@@ -211,7 +214,23 @@ fn answer(op: Op, instance: u64, memory: &mut Memory) -> Result<Reply, ApiError>
             Reply::NatBindings(NatReport { bindings: vec![binding()], matched: 1 })
         }
         Op::NatUsage => Reply::NatUsage(vec![nat_usage()]),
+        Op::Latency { reset } => {
+            let reply = Reply::Latency(latency(memory.begun_anew));
+            memory.begun_anew |= reset;
+            reply
+        }
     })
+}
+
+fn latency(is_empty: bool) -> LatencyReport {
+    let bucket = |up_to_ns, packets| LatencyBucket { up_to_ns, packets };
+    let of = |worker, from, buckets| LatencyHistogram { worker: WorkerId(worker), from, buckets };
+    let histograms = vec![
+        of(0, PacketSource::Pods, vec![bucket(1000, 90), bucket(7000, 10)]),
+        of(1, PacketSource::Worker, vec![bucket(9000, 100)]),
+    ];
+    let histograms = if is_empty { Vec::new() } else { histograms };
+    LatencyReport { sampled: 16, since_s: 77, histograms }
 }
 
 fn service_status() -> ServiceStatus {

@@ -10,6 +10,7 @@
 //! | `links` | interfaces as they come, change and go |
 //! | `neighbors` | next hop and MAC of every underlay destination, kept fresh |
 //! | `listings`, `nat_usage` | services, flows and source NAT, for those who ask |
+//! | `latency` | how long packets were inside, for those who ask |
 //! | `announce` | tells the underlay's link of the addresses that this node answers for |
 //! | `host_port` | the veth between the node's own stack and its pods |
 
@@ -17,6 +18,7 @@ pub mod announce;
 mod attach;
 pub mod host_port;
 mod host_sockets;
+pub mod latency;
 pub mod links;
 pub mod listings;
 mod nat_trend;

@@ -13,6 +13,7 @@ use overlane_api::{Change, QueueId, WorkerId};
 use super::announce::Announcer;
 use super::attach::EndpointAttachment;
 use super::host_sockets::HostSockets;
+use super::latency::Latency;
 use super::links::{Link, LinkEvent, LinkWatch};
 use super::listings::Trend;
 use super::neighbors::NeighborTable;
@@ -110,6 +111,7 @@ pub struct Process {
     pub(super) host_sockets: HostSockets,
     pub(super) announcer: Announcer,
     pub(super) trend: Trend,
+    pub(super) latency: Latency,
     pub(super) warnings: BTreeMap<&'static str, String>,
     pub(super) started: Instant,
     pub(super) instance: u64,
@@ -175,6 +177,7 @@ impl Process {
             host_sockets: HostSockets::default(),
             announcer: Announcer::default(),
             trend: Trend::default(),
+            latency: Latency::default(),
             warnings: BTreeMap::new(),
             started: Instant::now(),
             instance: now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)),
@@ -339,6 +342,7 @@ impl Process {
             Op::Status => Ok(Reply::Status(Box::new(self.status()))),
             Op::Endpoints => Ok(Reply::Endpoints(self.endpoint_statuses())),
             Op::Peers => Ok(Reply::Peers(self.peer_statuses())),
+            Op::Latency { reset } => Ok(Reply::Latency(self.latency_report(reset))),
             Op::Drops => Ok(Reply::Drops(self.drop_report())),
             Op::Services
             | Op::Flows { .. }

@@ -9,6 +9,8 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use overlane_api::WorkerId;
 
+use crate::worker::stopwatch;
+
 /// What a worker does when there is nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Polling {
@@ -42,6 +44,8 @@ pub struct Settings {
     pub max_endpoints: usize,
     /// Memory that UMEMs, rings and tables may take together, kernel memory included, bytes.
     pub memory_budget_bytes: u64,
+    /// One vector in so many is timed, for `overlane latency`; 0: none.
+    pub time_every: u32,
     /// Group whose members may use the socket, besides root and the process's own user.
     pub group: Option<String>,
     /// Log filter: `info`, `debug`, `overlane_dataplane=trace`, ...
@@ -131,6 +135,9 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u64).range(32..=1_048_576))]
     memory_budget_mb: u64,
+    /// Time one vector of packets in so many, for `overlane latency`; 0: none
+    #[arg(long, value_name = "N", default_value_t = stopwatch::EVERY)]
+    time_vectors: u32,
     /// Group whose members may use the socket, besides root
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
@@ -255,6 +262,7 @@ impl Settings {
             polling: arguments.polling,
             max_endpoints: size(arguments.max_endpoints),
             memory_budget_bytes: arguments.memory_budget_mb << 20,
+            time_every: arguments.time_vectors,
             group: arguments.group,
             log: arguments.log,
         })
@@ -288,6 +296,7 @@ mod tests {
         assert_eq!(settings.socket, PathBuf::from("/run/overlane/dataplane.sock"));
         assert_eq!(settings.polling, Polling::Adaptive);
         assert_eq!((settings.max_endpoints, settings.memory_budget_bytes), (250, 512 << 20));
+        assert_eq!(settings.time_every, 16);
         assert_eq!((settings.group, settings.log.as_str()), (None, "info"));
     }
 
@@ -305,6 +314,8 @@ mod tests {
             "3",
             "--memory-budget-mb",
             "64",
+            "--time-vectors",
+            "0",
             "--group",
             "wheel",
             "--log",
@@ -314,6 +325,7 @@ mod tests {
         assert_eq!(settings.worker_cpus, [cpu.parse::<usize>().unwrap()]);
         assert_eq!(settings.polling, Polling::Busy);
         assert_eq!((settings.max_endpoints, settings.memory_budget_bytes), (3, 64 << 20));
+        assert_eq!(settings.time_every, 0);
         assert_eq!(settings.group.as_deref(), Some("wheel"));
     }
 

@@ -17,6 +17,7 @@ use crate::packet::region::RegionError;
 use crate::packet::verdict::PortId;
 use crate::stages::Notice;
 use crate::stats::counters::{Counters, Published};
+use crate::stats::dwell::Dwell;
 use crate::tables::publish::Publisher;
 use crate::worker::errands::Errand;
 use crate::worker::handoff::{Bell, Lanes};
@@ -70,7 +71,7 @@ impl Workers {
         for ((number, lanes), cpu) in (0_u8..).zip(lanes).zip(&settings.worker_cpus) {
             let (commands, receiver) = unbounded();
             let published = Published::new();
-            let worker = Worker::<AfXdpPort>::new(Parts {
+            let mut worker = Worker::<AfXdpPort>::new(Parts {
                 id: WorkerId(number),
                 tables: publisher.subscribe(usize::from(number)),
                 depots: umems.iter().map(|umem| umem.depot().clone()).collect(),
@@ -82,6 +83,7 @@ impl Workers {
                 commands: receiver,
                 notices: notice_sender.clone(),
             });
+            worker.time_vectors(settings.time_every);
             let cpu = *cpu;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
@@ -109,6 +111,11 @@ impl Workers {
     #[must_use]
     pub fn counters(&self, worker: WorkerId) -> Counters {
         self.handles.get(worker.index()).map(|h| h.published.read()).unwrap_or_default()
+    }
+
+    /// How long packets were inside of each worker.
+    pub fn dwell(&self) -> impl Iterator<Item = (WorkerId, &Dwell)> {
+        self.ids().zip(&self.handles).map(|(id, handle)| (id, &handle.published.dwell))
     }
 
     /// What a worker wants to be looked at, if anything.

@@ -15,6 +15,9 @@ pub struct Packet {
     pub frame: Frame,
     /// What is known about it.
     pub meta: Meta,
+    /// When a worker received it that gave it to another one, nanoseconds modulo 2^32; 0: that is not
+    /// timed.
+    pub received_ns: u32,
 }
 
 /// Frames and their metadata, side by side: `meta[i]` is about `frames[i]`.

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use super::dwell::Dwell;
 use crate::packet::drop::DropReason;
 
 /// A worker's own counters.
@@ -120,6 +121,8 @@ const FIELDS: usize = SCALARS + DropReason::COUNT;
 pub struct Published {
     sequence: AtomicU64,
     fields: [AtomicU64; FIELDS],
+    /// How long packets were inside; counted at once, not published.
+    pub dwell: Dwell,
 }
 
 impl Published {
@@ -129,6 +132,7 @@ impl Published {
         Arc::new(Self {
             sequence: AtomicU64::new(0),
             fields: [const { AtomicU64::new(0) }; FIELDS],
+            dwell: Dwell::new(),
         })
     }
 

@@ -149,7 +149,7 @@ impl<P: Port> Worker<P> {
         let has_lane = matches!(self.parts.lanes.outgoing.get(worker.index()), Some(Some(_)));
         match self.handing.get_mut(worker.index()) {
             Some(handing) if has_lane => {
-                handing.push(Packet { frame, meta });
+                handing.push(Packet { frame, meta, received_ns: self.stopwatch.received_ns });
                 self.rang |= 1 << worker.index();
             }
             _ => self.discard(frame, DropReason::PortGone),

@@ -36,7 +36,7 @@ impl Held {
     #[allow(clippy::result_large_err, reason = "a packet that does not fit must come back")]
     fn push(&mut self, frame: Frame, mut meta: Meta, since_ns: u64) -> Result<(), Packet> {
         meta.verdict = Verdict::Pending;
-        self.waiting.push(Packet { frame, meta })?;
+        self.waiting.push(Packet { frame, meta, received_ns: 0 })?;
         // As many as packets.
         let _ = self.since_ns.try_push(since_ns);
         Ok(())
@@ -82,7 +82,7 @@ impl<P: Port> Worker<P> {
                 continue;
             }
             let mut one = Vector::default();
-            let _ = one.push(Packet { frame, meta });
+            let _ = one.push(Packet { frame, meta, received_ns: 0 });
             self.dispatch(&mut one);
         }
         self.process_made();
@@ -158,7 +158,7 @@ impl<P: Port> Worker<P> {
                 self.wait_since(frame, meta, since);
             } else {
                 // As many as were released: there is room.
-                let _ = going.push(Packet { frame, meta });
+                let _ = going.push(Packet { frame, meta, received_ns: 0 });
             }
         }
         self.dispatch(&mut going);

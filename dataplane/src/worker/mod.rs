@@ -10,6 +10,7 @@ pub mod handoff;
 mod hold;
 mod maintenance;
 pub mod run;
+pub mod stopwatch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use self::errands::Errand;
 use self::handoff::Lanes;
 use self::hold::Held;
 use self::maintenance::PortBlock;
+use self::stopwatch::Stopwatch;
 use crate::flow::flows::Flows;
 use crate::flow::table::{FlowTable4, FlowTable6};
 use crate::io::Port;
@@ -32,6 +34,7 @@ use crate::packet::verdict::{PortId, Verdict};
 use crate::stages::transmit::icmp_error::RateLimit;
 use crate::stages::{self, Context, FirstFragments, Notice, Notices};
 use crate::stats::counters::{Counters, Published};
+use crate::stats::dwell::Side;
 use crate::tables::external::External;
 use crate::tables::publish::Subscription;
 
@@ -161,6 +164,7 @@ pub struct Worker<P> {
     rang: u64,
     /// By worker: what the vector under way gives it, to be put into its lane together.
     handing: Vec<Vec<Packet>>,
+    stopwatch: Stopwatch,
     started: Instant,
     /// Time that passed without passing: see [`Worker::advance`].
     skipped_ns: u64,
@@ -204,6 +208,7 @@ impl<P: Port> Worker<P> {
             link_messages: false,
             rang: 0,
             handing,
+            stopwatch: Stopwatch::new(),
             started: Instant::now(),
             skipped_ns: 0,
             now_ns: 0,
@@ -259,7 +264,7 @@ impl<P: Port> Worker<P> {
         let mut inside = self.inside.take().unwrap_or_default();
         let work = self.receive(&mut inside, false);
         if work > 0 {
-            self.process(&mut inside, stages::from_inside);
+            self.process_timed(&mut inside, stages::from_inside, Side::Inside);
         }
         self.inside = Some(inside);
         work
@@ -270,7 +275,7 @@ impl<P: Port> Worker<P> {
         let mut uplink = self.uplink.take().unwrap_or_default();
         let work = self.receive(&mut uplink, true);
         if work > 0 {
-            self.process(&mut uplink, stages::from_uplink);
+            self.process_timed(&mut uplink, stages::from_uplink, Side::Uplink);
         }
         self.uplink = Some(uplink);
         work
@@ -319,6 +324,7 @@ impl<P: Port> Worker<P> {
             let Ok(packets) = lane.read_chunk(count) else { continue };
             for mut packet in packets {
                 packet.frame.prefetch();
+                self.stopwatch.take_over(packet.received_ns);
                 match packet.meta.verdict {
                     Verdict::SendElsewhere(_, port) => packet.meta.verdict = Verdict::Send(port),
                     Verdict::HandOver(_) => packet.meta.verdict = Verdict::Pending,
@@ -331,10 +337,27 @@ impl<P: Port> Worker<P> {
         let work = handed.len();
         if work > 0 {
             self.counters.received += work as u64;
+            let left = stopwatch::left(&self.counters);
             self.process(&mut handed, stages::from_worker);
+            self.stopwatch.handed_left(stopwatch::left(&self.counters) - left);
         }
         self.handed = Some(handed);
         work
+    }
+
+    /// Processes a vector that ports of `side` received, and times it when it is its turn.
+    #[inline]
+    fn process_timed(
+        &mut self,
+        vector: &mut Vector,
+        stages: fn(&mut Vector, &mut Context<'_>),
+        side: Side,
+    ) {
+        let started = self.stopwatch.start(&self.counters);
+        self.process(vector, stages);
+        if let Some(started) = started {
+            self.stopwatch.processed(side, &started, &self.counters);
+        }
     }
 
     /// Runs `stages` over the vector and does what they decided; then the same for what they made.
@@ -385,6 +408,9 @@ impl<P: Port> Worker<P> {
 
     /// Kicks what was sent, wakes who was given something, takes back what has been sent.
     fn after_work(&mut self) {
+        if self.stopwatch.is_running() {
+            self.flush_timed();
+        }
         for slot in self.slots.iter_mut().flatten() {
             if slot.dirty {
                 slot.port.flush();

@@ -12,6 +12,7 @@ mod connections_model;
 mod decap;
 mod delivery;
 mod direct;
+mod dwell;
 mod egress;
 mod egress_tables;
 mod encap;

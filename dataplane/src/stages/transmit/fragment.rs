@@ -127,7 +127,7 @@ fn later_piece(
         cx.pool.give(piece);
         return None;
     }
-    match cx.made.push(Packet { frame: piece, meta: piece_meta }) {
+    match cx.made.push(Packet { frame: piece, meta: piece_meta, received_ns: 0 }) {
         Ok(()) => Some(()),
         Err(packet) => {
             cx.pool.give(packet.frame);

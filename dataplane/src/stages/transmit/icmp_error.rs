@@ -230,7 +230,7 @@ fn build(
     if is_reset {
         made.protocol = protocol::TCP;
     }
-    Ok(Packet { frame: answer, meta: made })
+    Ok(Packet { frame: answer, meta: made, received_ns: 0 })
 }
 
 /// Does the answer leave to a pod or to the host, and not through the uplink?
