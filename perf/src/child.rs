@@ -6,7 +6,7 @@ use clap::{Args, Parser};
 use overlane_dataplane::io::VECTOR;
 
 use crate::error::PerfError;
-use crate::measure::{Ports, forward};
+use crate::measure::{Ports, forward, warm_up};
 use crate::rig::Rig;
 use crate::scenario::{Load, Order, Scenario};
 
@@ -92,14 +92,18 @@ impl Forward {
             // As many flows as packets, whatever was asked for.
             let load = Load { flows: self.vectors * VECTOR, ..load };
             let mut rig = Rig::new(self.scenario, &load, 1)?;
+            warm_up(&mut rig.bench.workers[0]);
             rig.arrive(&load)?;
             let packets = forward(&mut rig.bench.workers[0], self.vectors);
             rig.check()?;
             return Ok(packets);
         }
         let mut rig = Rig::new(self.scenario, &load, 1)?;
-        let workers = rig.bench.workers.iter_mut();
-        let packets = workers.map(|worker| forward(worker, self.vectors)).sum();
+        let mut packets = 0;
+        for worker in &mut rig.bench.workers {
+            warm_up(worker);
+            packets += forward(worker, self.vectors);
+        }
         rig.check()?;
         Ok(packets)
     }

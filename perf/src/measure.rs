@@ -21,6 +21,9 @@ use crate::topology::Topology;
 /// what else runs here.
 pub const ROUND: usize = 2000;
 
+/// Vectors after which a worker does nothing for the first time any more.
+const WARM_UP: usize = 100;
+
 /// Median and range, nanoseconds a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
@@ -50,6 +53,15 @@ impl Spread {
 #[inline(never)]
 pub fn forward(worker: &mut Worker<ReplayPort>, vectors: usize) -> usize {
     (0..vectors).map(|_| worker.poll()).sum()
+}
+
+/// Polls a few times, of which nothing is to be counted: a worker that has just begun takes over the
+/// tables, claims its external ports and fills its ports' rings, once.
+#[inline(never)]
+pub fn warm_up(worker: &mut Worker<ReplayPort>) {
+    for _ in 0..WARM_UP {
+        worker.poll();
+    }
 }
 
 /// The ports alone: what is received is sent.

@@ -138,17 +138,40 @@ impl BlockTable {
 
     /// Takes the first free block from number `start` on, round the end. None when all have owners.
     pub fn claim(&self, worker: WorkerId, start: usize) -> Option<Block> {
-        if self.free() == 0 {
-            return None;
+        let mut taken = None;
+        self.claim_some(worker, start, 1, |block| taken = Some(block));
+        taken
+    }
+
+    /// Takes the first `count` free blocks from number `start` on, round the end: one look at each
+    /// block, however many are taken. Fewer when others have owners; `each` is told of those taken.
+    pub fn claim_some(
+        &self,
+        worker: WorkerId,
+        start: usize,
+        count: u32,
+        mut each: impl FnMut(Block),
+    ) {
+        let owner = worker.0.wrapping_add(1);
+        if count == 0 || self.free() == 0 || matches!(owner, FREE | OUTSIDE) {
+            return;
         }
-        let (before, after) = self.owners.split_at(start % BLOCKS);
-        let owner = worker.0.checked_add(1).filter(|owner| *owner != OUTSIDE)?;
-        let taken = after.iter().chain(before).position(|block| {
-            block.load(Ordering::Relaxed) == FREE
-                && block.compare_exchange(FREE, owner, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        })?;
-        self.free.fetch_sub(1, Ordering::Relaxed);
-        u16::try_from((taken + start) % BLOCKS).ok().map(Block)
+        let mut taken = 0;
+        for number in (start..start + BLOCKS).map(|number| number % BLOCKS) {
+            let (Some(place), Ok(block)) = (self.owners.get(number), u16::try_from(number)) else {
+                break;
+            };
+            let is_free = place.load(Ordering::Relaxed) == FREE;
+            let swap = || place.compare_exchange(FREE, owner, Ordering::AcqRel, Ordering::Relaxed);
+            if is_free && swap().is_ok() {
+                each(Block(block));
+                taken += 1;
+                if taken == count {
+                    break;
+                }
+            }
+        }
+        self.free.fetch_sub(taken, Ordering::Relaxed);
     }
 
     /// Gives a block back. No flow may use its ports any more. False when it is not this worker's.
@@ -171,6 +194,20 @@ mod tests {
 
     fn range(first: u16, last: u16) -> PortRange {
         PortRange::new(first, last).unwrap()
+    }
+
+    #[test]
+    fn many_blocks_are_claimed_in_one_round_and_no_more_than_wanted() {
+        let table = BlockTable::new(range(10240, 29999));
+        let mut taken = Vec::new();
+        table.claim_some(WorkerId(3), 400, 100, |block| taken.push(block.number()));
+        // From block 400 to the last of the range, 468, and from its first, 160.
+        assert_eq!(taken, (400..=468).chain(160..191).collect::<Vec<_>>());
+        assert_eq!((table.free(), table.owned_by(WorkerId(3)).count()), (209, 100));
+        let mut rest = 0;
+        table.claim_some(WorkerId(4), 0, 1000, |_| rest += 1);
+        assert_eq!((table.free(), rest), (0, 209));
+        table.claim_some(WorkerId(3), 0, 0, |_| panic!("none was wanted"));
     }
 
     #[test]

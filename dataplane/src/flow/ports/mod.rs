@@ -163,22 +163,20 @@ impl<A: Address> Pool<A> {
     }
 
     fn claim(&mut self, worker: WorkerId, count: u32, random: &mut Random) -> u32 {
-        for claimed in 0..count {
-            if !self.claim_near(worker, random.below(1 << 10) as usize) {
-                return claimed;
-            }
-        }
-        count
+        self.claim_from(worker, random.below(1 << 10) as usize, count)
     }
 
-    /// Takes the first free block from number `start` on; false when there is none.
-    fn claim_near(&mut self, worker: WorkerId, start: usize) -> bool {
-        let range = self.table.range();
-        let Some(block) = self.table.claim(worker, start) else { return false };
-        self.owned[block.number()] = block.usable(range);
-        self.status.owned += block.usable(range).count_ones();
-        self.blocks.push(block);
-        true
+    /// Takes the first free blocks from number `start` on; says how many there were.
+    fn claim_from(&mut self, worker: WorkerId, start: usize, count: u32) -> u32 {
+        let Self { table, owned, blocks, status, .. } = self;
+        let (range, mut taken) = (table.range(), 0);
+        table.claim_some(worker, start, count, |block| {
+            owned[block.number()] = block.usable(range);
+            status.owned += block.usable(range).count_ones();
+            blocks.push(block);
+            taken += 1;
+        });
+        taken
     }
 
     /// Takes the block of a port that a pod would like to keep, if nobody has it.
@@ -186,7 +184,7 @@ impl<A: Address> Pool<A> {
         let block = Block::of(port);
         let is_free = self.table.owner(port).is_none() && !self.owns(port);
         if is_free && block.usable(self.table.range()) & bit(port) != 0 {
-            self.claim_near(worker, block.number());
+            self.claim_from(worker, block.number(), 1);
         }
     }
 }
