@@ -12,6 +12,8 @@
 //!
 //! - [`traffic`], [`writer`]: what generators send, and the frames of it.
 //! - [`live`]: the generator that no single core's receiver keeps up with.
+//! - [`receive`]: what became of the packets, and how long they took.
+//! - [`generate`], [`reflect`], [`station`]: generator, far end and receiver over AF_XDP.
 //! - [`sink`]: counts and drops what arrives, at little cost.
 //! - [`forward`]: the raw AF_XDP forwarder, which moves frames between two interfaces and does
 //!   nothing else: what any dataplane over AF_XDP can reach at most.
@@ -30,11 +32,16 @@ pub mod device;
 pub mod error;
 pub mod forward;
 pub mod frames;
+pub mod generate;
+mod layers;
 pub mod live;
 pub mod machine;
 pub mod measure;
 pub mod namespace;
 pub mod pipeline;
+pub mod progress;
+pub mod receive;
+pub mod reflect;
 pub mod rig;
 pub mod scenario;
 pub mod search;
@@ -42,12 +49,14 @@ pub mod sent;
 pub mod services;
 pub mod sink;
 mod skeleton;
+pub mod station;
 pub mod steady;
 pub mod tables;
 pub mod threads;
 pub mod topology;
 pub mod traffic;
 pub mod trial;
+pub mod wire_commands;
 pub mod writer;
 #[cfg(test)]
 mod writer_samples;

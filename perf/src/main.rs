@@ -13,6 +13,7 @@ use overlane_perf::child::{Cluster, Forward};
 use overlane_perf::error::PerfError;
 use overlane_perf::pipeline::{self, Plan};
 use overlane_perf::scenario::Scenario;
+use overlane_perf::wire_commands::{GenerateArguments, ReceiveArguments, ReflectArguments};
 use overlane_perf::{connections, forward, namespace, services, steady, tables};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -138,6 +139,28 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Sends packets out of an interface, by AF_XDP or as the kernel's live frames.
+    Generate {
+        #[command(flatten)]
+        generate: Box<GenerateArguments>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Receives all packets of an interface: what was lost, reordered, doubled or corrupted, and how
+    /// long it took.
+    Receive {
+        #[command(flatten)]
+        receive: ReceiveArguments,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Sends every packet of an interface back to where it came from: the far end of a round trip.
+    Reflect {
+        #[command(flatten)]
+        reflect: ReflectArguments,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Forwards a number of vectors and writes how many packets that were: what runs under other
     /// programs' eyes.
     #[command(hide = true)]
@@ -221,6 +244,22 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             };
             raw(&forward::Plan { inside, outside, cpu, duration }, netns.as_deref(), &output)
         }
+        Command::Generate { generate, output } => {
+            if let Err(error) = generate.check() {
+                eprintln!("overlane-perf: {error}");
+                return Err(ExitCode::from(2));
+            }
+            stopped_by_signal().and_then(|stop| generate.run(&stop)).map(|generated| {
+                let shown = show("generate", &generated, &generated.table(), &output);
+                if generated.sent.frames > 0 { shown } else { ExitCode::FAILURE }
+            })
+        }
+        Command::Receive { receive, output } => stopped_by_signal()
+            .and_then(|stop| receive.run(&stop))
+            .map(|arrived| show("receive", &arrived, &arrived.table(), &output)),
+        Command::Reflect { reflect, output } => stopped_by_signal()
+            .and_then(|stop| reflect.run(&stop))
+            .map(|reflected| show("reflect", &reflected, &reflected.table(), &output)),
         Command::Forward(forward) => forward.run().map(|packets| {
             println!("{packets}");
             ExitCode::SUCCESS

@@ -109,6 +109,13 @@ impl FrameWriter {
         self.sequence
     }
 
+    /// Bytes of the next frame in memory.
+    #[inline]
+    #[must_use]
+    pub fn next_len(&self) -> usize {
+        self.classes[usize::from(self.pattern[self.turn])].template.len()
+    }
+
     /// Writes the next frame to the start of `out` and returns its length; none when `out` is
     /// shorter. A stamp says `nanoseconds` of `CLOCK_MONOTONIC`.
     #[inline]

@@ -19,7 +19,8 @@ pub fn samples() -> Vec<Traffic> {
     let tunnel = |mode, from: &str, to: &str| {
         let (a, b) = (MacAddr([6; 6]), MacAddr([8; 6]));
         let addresses = (from.parse().unwrap(), to.parse().unwrap());
-        Some(Tunnel { mode, vni: Vni::new(77).unwrap(), macs: (a, b), addresses, port: 6081 })
+        let port = if mode == Mode::Geneve { 6081 } else { 4789 };
+        Some(Tunnel { mode, vni: Vni::new(77).unwrap(), macs: (a, b), addresses, port })
     };
     let over_v4 = |mode| tunnel(mode, "172.16.0.1", "172.16.0.2");
     let over_v6 = |mode| tunnel(mode, "fd00:20::1", "fd00:20::2");

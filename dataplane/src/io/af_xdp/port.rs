@@ -176,6 +176,12 @@ impl AfXdpPort {
         self.counters
     }
 
+    /// Frames sent whose sending has not ended, as of the last [`Port::recycle`].
+    #[must_use]
+    pub fn sending(&self) -> usize {
+        self.on_tx
+    }
+
     /// Frames that the port keeps ready for receiving at present.
     #[must_use]
     pub fn fill_target(&self) -> usize {
