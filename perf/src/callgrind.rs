@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::PerfError;
 use crate::scenario::{Load, Order, Scenario};
@@ -14,19 +14,20 @@ pub const VECTORS: usize = 1000;
 
 /// Functions by which instructions are told apart, and what they are called here. Each is one
 /// phase over the vector; what they call is counted with them.
-const STAGES: [(&str, &str); 8] = [
+const STAGES: [(&str, &str); 9] = [
     ("::receive", "receive, ports included"),
     ("ingress::from_inside", "ingress: parse, source check"),
     ("ingress::decap::phase", "ingress: decap, parse"),
     ("ingress::peer_check::phase", "ingress: peer check"),
     ("resolve::route::phase", "resolve: route"),
+    ("stages::connections", "flows: lookup, opening"),
     ("stages::forward", "hop; transmit: encap, deliver"),
     ("::dispatch", "dispatch, ports included"),
     ("::after_work", "recycle, ports included"),
 ];
 
 /// Instructions of one stage.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     /// Which.
     pub name: String,

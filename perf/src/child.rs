@@ -99,6 +99,7 @@ impl Forward {
             return Ok(packets);
         }
         let mut rig = Rig::new(self.scenario, &load, 1)?;
+        rig.settle(&load);
         let mut packets = 0;
         for worker in &mut rig.bench.workers {
             warm_up(worker);

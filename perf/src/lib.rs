@@ -42,6 +42,7 @@ pub mod pipeline;
 pub mod progress;
 pub mod receive;
 pub mod reflect;
+pub mod report;
 pub mod rig;
 pub mod scenario;
 pub mod search;

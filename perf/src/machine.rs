@@ -1,14 +1,14 @@
 //! What the machine's memory costs now: figures from two machines, or two hours, can only be
 //! compared next to these.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 use crate::error::PerfError;
 use crate::measure::thread_time;
 
 /// Nanoseconds of one load that depends on the one before, by the size of what is walked.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Latencies {
     /// 16 KiB: the first-level cache.
     pub l1_ns: f64,

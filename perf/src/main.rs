@@ -14,7 +14,7 @@ use overlane_perf::error::PerfError;
 use overlane_perf::pipeline::{self, Plan};
 use overlane_perf::scenario::Scenario;
 use overlane_perf::wire_commands::{GenerateArguments, ReceiveArguments, ReflectArguments};
-use overlane_perf::{connections, forward, namespace, services, steady, tables};
+use overlane_perf::{connections, forward, namespace, report, services, steady, tables};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -161,6 +161,15 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Makes one HTML page, with plots, of results that other commands wrote with -o json.
+    Report {
+        /// The results.
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
+        /// The page.
+        #[arg(long, default_value = "overlane-report.html")]
+        page: PathBuf,
+    },
     /// Forwards a number of vectors and writes how many packets that were: what runs under other
     /// programs' eyes.
     #[command(hide = true)]
@@ -260,6 +269,7 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
         Command::Reflect { reflect, output } => stopped_by_signal()
             .and_then(|stop| reflect.run(&stop))
             .map(|reflected| show("reflect", &reflected, &reflected.table(), &output)),
+        Command::Report { results, page } => report_page(&results, &page),
         Command::Forward(forward) => forward.run().map(|packets| {
             println!("{packets}");
             ExitCode::SUCCESS
@@ -298,6 +308,15 @@ fn instructions(
     let comparison = Baseline::read(path)?.compare(now, tolerance);
     let shown = show("instructions", &comparison, comparison.report(path).trim_end(), output);
     Ok(if comparison.passes() { shown } else { ExitCode::FAILURE })
+}
+
+fn report_page(results: &[PathBuf], page: &Path) -> Result<ExitCode, PerfError> {
+    let results: Vec<_> =
+        results.iter().map(|path| report::read(path)).collect::<Result<_, _>>()?;
+    std::fs::write(page, report::page(&results)?)
+        .map_err(|source| PerfError::File { path: page.into(), source })?;
+    println!("{}", page.display());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Writes the result of the command `kind`; as JSON with what it was measured on.

@@ -10,7 +10,7 @@ use overlane_dataplane::packet::frame::Frame;
 use overlane_dataplane::packet::pool::{FramePool, UmemId};
 use overlane_dataplane::testing::Bench;
 use overlane_dataplane::worker::Worker;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::PerfError;
 use crate::rig::{Flows, Rig, silent_port};
@@ -25,7 +25,7 @@ pub const ROUND: usize = 2000;
 const WARM_UP: usize = 100;
 
 /// Median and range, nanoseconds a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The median round.
     pub median: f64,
@@ -107,7 +107,7 @@ impl Ports {
 }
 
 /// What packets cost.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Cost {
     /// From port to port, the ports included.
     pub total_ns: Spread,

@@ -1,7 +1,7 @@
 //! `overlane-perf pipeline`: what a packet costs from port to port, in memory.
 
 use comfy_table::Table;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::callgrind::{self, Stage};
 use crate::error::PerfError;
@@ -29,7 +29,7 @@ pub struct Plan {
 }
 
 /// What was measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     /// The machine's memory in this run.
     pub memory: Latencies,
@@ -38,10 +38,10 @@ pub struct Report {
 }
 
 /// One measurement.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
     /// The scenario.
-    pub scenario: &'static str,
+    pub scenario: String,
     /// Flows.
     pub flows: usize,
     /// Bytes on the wire, check sequence included.
@@ -85,7 +85,7 @@ fn row(plan: &Plan, scenario: Scenario, load: Load) -> Result<Row, PerfError> {
         }
     }
     Ok(Row {
-        scenario: scenario.name,
+        scenario: scenario.name.to_owned(),
         flows: load.flows,
         size: load.size,
         workers: plan.workers,
@@ -119,7 +119,7 @@ impl Report {
                 format!("{:.1} ({:.1}-{:.1})", s.median, s.least, s.most)
             };
             table.add_row([
-                row.scenario.to_owned(),
+                row.scenario.clone(),
                 row.flows.to_string(),
                 row.size.to_string(),
                 row.workers.to_string(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use overlane_api::{Change, Mode, Node, Object, Underlay, WorkerId};
 use overlane_dataplane::flow::TICK_NS;
+use overlane_dataplane::io::VECTOR;
 use overlane_dataplane::io::memory::ReplayPort;
 use overlane_dataplane::packet::flow_key::{Address, FlowKey};
 use overlane_dataplane::packet::meta::Origin;
@@ -125,6 +126,20 @@ impl Rig {
             rig.answer_flows(load, topology)?;
         }
         Ok(rig)
+    }
+
+    /// Has each packet that comes come once, so that those to be counted open no flows any more.
+    #[inline(never)]
+    pub fn settle(&mut self, load: &Load) {
+        if !self.scenario.way.has_flows() {
+            return;
+        }
+        let vectors = load.flows.max(ORDER).div_ceil(VECTOR);
+        for worker in &mut self.bench.workers {
+            for _ in 0..vectors {
+                worker.poll();
+            }
+        }
     }
 
     /// Of a scenario that opens flows: has one packet of each flow arrive at worker 0, once more.

@@ -123,7 +123,9 @@ pub fn from_here(vector: &mut Vector, cx: &mut Context<'_>) {
     forward(vector, cx);
 }
 
-/// Finds the flows of the packets that may have one, and opens those of first packets.
+/// Finds the flows of the packets that may have one, and opens those of first packets. A function of its
+/// own, so that its cost can be told from the poll loop's.
+#[inline(never)]
 fn connections(vector: &mut Vector, cx: &mut Context<'_>) {
     if lookup::conntrack::phase(vector, cx) {
         resolve::connect::phase(vector, cx);
