@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use overlane_perf::pipeline::{Plan, run};
 use overlane_perf::scenario::{Load, Scenario};
+use overlane_perf::traffic::Size;
 
 /// Seconds for each scenario.
 const SECONDS: f64 = 0.5;
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     let plan = Plan {
         scenarios: Scenario::ALL.to_vec(),
         flows: vec![1000],
+        sizes: vec![Size::Bytes(64)],
         load: Load::default(),
         workers: 1,
         seconds: SECONDS,

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use crate::error::PerfError;
-use crate::scenario::{Load, Order, Scenario};
+use crate::scenario::{Load, Scenario};
 
 /// Vectors that are counted.
 pub const VECTORS: usize = 1000;
@@ -134,7 +134,6 @@ pub fn child_arguments(
     let mut arguments = vec!["forward".into(), scenario.name.into()];
     for (option, value) in [
         ("--flows", load.flows),
-        ("--size", load.size),
         ("--peers", load.peers),
         ("--endpoints", load.endpoints),
         ("--frames", load.frames),
@@ -143,11 +142,8 @@ pub fn child_arguments(
         arguments.push(option.into());
         arguments.push(value.to_string());
     }
-    arguments.push("--order".into());
-    arguments.push(match load.order {
-        Order::Random => "random".into(),
-        Order::Zipf => "zipf".into(),
-    });
+    arguments.extend(["--size".into(), load.size.to_string()]);
+    arguments.extend(["--order".into(), load.order.to_string()]);
     if ports {
         arguments.push("--ports-alone".into());
     }

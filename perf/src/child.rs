@@ -8,15 +8,12 @@ use overlane_dataplane::io::VECTOR;
 use crate::error::PerfError;
 use crate::measure::{Ports, forward, warm_up};
 use crate::rig::Rig;
-use crate::scenario::{Load, Order, Scenario};
+use crate::scenario::{Load, Scenario};
+use crate::traffic::{Order, Size};
 
 /// The cluster and its packets.
 #[derive(Debug, Clone, Args)]
 pub struct Cluster {
-    /// Bytes of a frame on the wire, check sequence (4 bytes, never in memory) included; in a
-    /// tunnel, of the inner frame.
-    #[arg(long, default_value_t = 64, value_parser = size)]
-    pub size: usize,
     /// Other nodes.
     #[arg(long, default_value_t = 64)]
     pub peers: usize,
@@ -32,25 +29,18 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The load with that many flows.
+    /// The load with that many flows and frames of that size.
     #[must_use]
-    pub fn load(&self, flows: usize) -> Load {
+    pub fn load(&self, flows: usize, size: Size) -> Load {
         Load {
             flows,
-            size: self.size,
+            size,
             order: self.order,
             peers: self.peers,
             endpoints: self.endpoints,
             frames: self.frames,
             ..Load::default()
         }
-    }
-}
-
-fn size(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(size @ 64..=1518) => Ok(size),
-        _ => Err(format!("{text} is not within 64 and 1518 bytes")),
     }
 }
 
@@ -63,6 +53,9 @@ pub struct Forward {
     /// Flows.
     #[arg(long, default_value_t = 1000)]
     pub flows: usize,
+    /// Size of their frames.
+    #[arg(long, default_value = "64")]
+    pub size: Size,
     /// The rest about the packets.
     #[command(flatten)]
     pub cluster: Cluster,
@@ -84,7 +77,7 @@ impl Forward {
     /// # Errors
     /// [`PerfError`]
     pub fn run(&self) -> Result<usize, PerfError> {
-        let load = self.cluster.load(self.flows);
+        let load = self.cluster.load(self.flows, self.size);
         if self.ports_alone {
             return Ok(Ports::new(self.scenario, &load)?.carry(self.vectors));
         }

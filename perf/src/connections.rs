@@ -275,7 +275,7 @@ fn exhaustion() -> Result<Exhaustion, PerfError> {
         let addresses = (objects::pod_addresses(0, pod)[0], remote);
         let macs = (objects::pod_mac(0, pod), objects::gateway_mac(0));
         let ports = ((1024 + number % ALL_PORTS) as u16, 443);
-        Datagram { macs, addresses, ports, checksum: true }.frame_of(load.size)
+        Datagram { macs, addresses, ports, checksum: true }.frame_of(64)
     };
     let mut spent = 0.0;
     for pod in 0..2 {

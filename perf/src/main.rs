@@ -13,6 +13,7 @@ use overlane_perf::child::{Cluster, Forward};
 use overlane_perf::error::PerfError;
 use overlane_perf::pipeline::{self, Plan};
 use overlane_perf::scenario::Scenario;
+use overlane_perf::traffic::Size;
 use overlane_perf::wire_commands::{GenerateArguments, ReceiveArguments, ReflectArguments};
 use overlane_perf::{connections, forward, namespace, report, services, steady, tables};
 use serde::Serialize;
@@ -54,6 +55,10 @@ enum Command {
         /// Numbers of flows, separated by commas.
         #[arg(long, value_delimiter = ',', default_value = "1000")]
         flows: Vec<usize>,
+        /// Sizes of frames on the wire, check sequence (4 bytes, never in memory) included, or imix;
+        /// in a tunnel, of the inner frame. Separated by commas.
+        #[arg(long, value_delimiter = ',', default_value = "64")]
+        size: Vec<Size>,
         #[command(flatten)]
         cluster: Cluster,
         /// Workers, each with packets of its own.
@@ -210,6 +215,7 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
         Command::Pipeline {
             scenario,
             flows,
+            size,
             cluster,
             workers,
             seconds,
@@ -218,8 +224,17 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             output,
         } => {
             let scenarios = scenarios(&scenario)?;
-            let load = cluster.load(0);
-            let plan = Plan { scenarios, flows, load, workers, seconds, instructions, stages };
+            let load = cluster.load(0, Size::Bytes(64));
+            let plan = Plan {
+                scenarios,
+                flows,
+                sizes: size,
+                load,
+                workers,
+                seconds,
+                instructions,
+                stages,
+            };
             pipeline::run(&plan).map(|report| show("pipeline", &report, &report.table(), &output))
         }
         Command::Instructions { baseline, tolerance, accept, output } => {

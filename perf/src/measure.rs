@@ -274,3 +274,32 @@ fn rounds(
     }
     Ok(rounds)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::traffic::Size;
+
+    /// Frames and bytes that came through the ports.
+    fn carried(load: Load, vectors: usize) -> (u64, u64) {
+        let mut ports = Ports::new(Scenario::named("local").unwrap(), &load).unwrap();
+        ports.carry(vectors);
+        ports.output.sent()
+    }
+
+    #[test]
+    fn of_twelve_frames_of_an_imix_seven_are_short_and_one_is_long() {
+        // Few flows have templates of each size, many have one each.
+        for flows in [10, 5000] {
+            let load = Load { flows, size: Size::Imix, ..Load::default() };
+            let expected = (12 * 64, 64 * (7 * 60 + 4 * 590 + 1514));
+            assert_eq!(carried(load, 12), expected, "{flows} flows");
+        }
+    }
+
+    #[test]
+    fn frames_have_the_size_that_was_asked_for() {
+        let load = Load { size: Size::Bytes(512), ..Load::default() };
+        assert_eq!(carried(load, 1), (64, 64 * 508));
+    }
+}

@@ -8,6 +8,7 @@ use crate::error::PerfError;
 use crate::machine::Latencies;
 use crate::measure::{Cost, measure};
 use crate::scenario::{Load, Scenario};
+use crate::traffic::{Order, Size};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -16,6 +17,8 @@ pub struct Plan {
     pub scenarios: Vec<Scenario>,
     /// Numbers of flows.
     pub flows: Vec<usize>,
+    /// Sizes of frames.
+    pub sizes: Vec<Size>,
     /// All else about the packets.
     pub load: Load,
     /// Workers, each with its own packets, on a core of its own as far as there are.
@@ -44,8 +47,10 @@ pub struct Row {
     pub scenario: String,
     /// Flows.
     pub flows: usize,
-    /// Bytes on the wire, check sequence included.
-    pub size: usize,
+    /// Bytes on the wire, check sequence included, or `imix`.
+    pub size: String,
+    /// In which order the flows' packets came.
+    pub order: Order,
     /// Workers.
     pub workers: usize,
     /// Time.
@@ -66,7 +71,10 @@ pub fn run(plan: &Plan) -> Result<Report, PerfError> {
     let mut rows = Vec::new();
     for scenario in &plan.scenarios {
         for flows in &plan.flows {
-            rows.push(row(plan, *scenario, Load { flows: *flows, ..plan.load })?);
+            for size in &plan.sizes {
+                let load = Load { flows: *flows, size: *size, ..plan.load };
+                rows.push(row(plan, *scenario, load)?);
+            }
         }
     }
     Ok(Report { memory: Latencies::measure()?, rows })
@@ -87,7 +95,8 @@ fn row(plan: &Plan, scenario: Scenario, load: Load) -> Result<Row, PerfError> {
     Ok(Row {
         scenario: scenario.name.to_owned(),
         flows: load.flows,
-        size: load.size,
+        size: load.size.to_string(),
+        order: load.order,
         workers: plan.workers,
         cost,
         target_ns: scenario.target_ns(load.flows),
@@ -106,6 +115,7 @@ impl Report {
             "SCENARIO",
             "FLOWS",
             "SIZE",
+            "ORDER",
             "WORKERS",
             "NS/PACKET (RANGE)",
             "PORTS ALONE (RANGE)",
@@ -121,7 +131,8 @@ impl Report {
             table.add_row([
                 row.scenario.clone(),
                 row.flows.to_string(),
-                row.size.to_string(),
+                row.size.clone(),
+                row.order.to_string(),
                 row.workers.to_string(),
                 spread(&row.cost.total_ns),
                 spread(&row.cost.ports_ns),

@@ -20,10 +20,11 @@ use overlane_dataplane::worker::Worker;
 
 use crate::error::PerfError;
 use crate::frames::{Datagram, tunnel};
-use crate::scenario::{Load, Order, Scenario, Way};
+use crate::scenario::{Load, Scenario, Way};
 use crate::services::set;
 use crate::tables::batches;
 use crate::topology::Topology;
+use crate::traffic::{Order, Size};
 
 /// Flows up to which each flow has one template, small enough to stay in the cache. Of more flows
 /// the packets lie in memory in the order in which they come, so that what the caches miss is the
@@ -302,6 +303,8 @@ fn check_worker(scenario: Scenario, worker: &Worker<ReplayPort>) -> Result<(), P
 #[must_use]
 pub fn this_node(scenario: Scenario) -> Node {
     let mut node = objects::node(scenario.mode, scenario.family);
+    // The underlay has room for the headers of tunnels, so that pods send what Ethernet carries.
+    (node.underlay_mtu, node.pod_mtu) = (1600, 1500);
     node.service_cidrs =
         ["10.96.0.0/16", "fd98::/108"].iter().flat_map(|net| net.parse()).collect();
     node
@@ -335,13 +338,15 @@ pub fn silent_port() -> Result<ReplayPort, PerfError> {
 pub struct Flows {
     scenario: Scenario,
     topology: Topology,
-    size: usize,
+    size: Size,
     order: Order,
     services: usize,
     /// Per flow: a number that its pods and ports are derived from.
     seeds: Vec<u32>,
     worker: usize,
     random: fastrand::Rng,
+    /// The flow that was drawn last.
+    drawn: usize,
     /// Of answers, per flow.
     answers: Vec<Answer>,
 }
@@ -354,7 +359,8 @@ impl Flows {
         let seeds = (0..load.flows.max(1)).map(|_| random.u32(..)).collect();
         let (size, order, services) = (load.size, load.order, load.services);
         let answers = Vec::new();
-        Self { scenario, topology, size, order, services, seeds, worker, random, answers }
+        let drawn = 0;
+        Self { scenario, topology, size, order, services, seeds, worker, random, drawn, answers }
     }
 
     /// A port that receives one packet of each.
@@ -363,9 +369,10 @@ impl Flows {
     /// [`PerfError::Port`]
     pub fn once(self, load: &Load) -> Result<ReplayPort, PerfError> {
         let count = self.seeds.len();
-        let frames = (0..count).map(|flow| self.frame(flow)).collect();
+        let frames = (0..count).map(|flow| self.frame(flow, self.bytes(flow))).collect();
         let order = (0..count as u32).collect();
-        let mut port = ReplayPort::new(UmemId(0), frames, order, load.frames, self.size)?;
+        let copied = self.size.classes().into_iter().max().unwrap_or(0);
+        let mut port = ReplayPort::new(UmemId(0), frames, order, load.frames, copied.into())?;
         port.stop_after(count as u64);
         Ok(port)
     }
@@ -380,19 +387,37 @@ impl Flows {
         let draws = if few { ORDER } else { count };
         let drawn: Vec<u32> = (0..draws).map(|_| self.draw()).collect();
         let (templates, order): (Vec<_>, Vec<_>) = if few {
-            ((0..count).map(|flow| self.frame(flow)).collect(), drawn)
+            // A flow's frames of each size, one behind the other.
+            let (sizes, pattern) = (self.size.classes(), self.size.pattern());
+            let of_flow = |flow| sizes.iter().map(move |bytes| (flow, *bytes));
+            let frames = (0..count).flat_map(of_flow).map(|(flow, bytes)| self.frame(flow, bytes));
+            let place = |(at, flow): (usize, u32)| {
+                flow * sizes.len() as u32 + u32::from(pattern[at % pattern.len()])
+            };
+            (frames.collect(), drawn.into_iter().enumerate().map(place).collect())
         } else {
-            let frames = drawn.iter().map(|flow| self.frame(*flow as usize)).collect();
-            (frames, (0..draws as u32).collect())
+            let frames = drawn.iter().enumerate();
+            let frames = frames.map(|(at, flow)| self.frame(*flow as usize, self.bytes(at)));
+            (frames.collect(), (0..draws as u32).collect())
         };
         let copied = templates.iter().map(Vec::len).max().unwrap_or(0);
         Ok(ReplayPort::new(UmemId(0), templates, order, load.frames, copied)?)
     }
 
-    /// A flow's number, at random.
+    /// Bytes on the wire of packet number `at`.
+    fn bytes(&self, at: usize) -> u16 {
+        let (sizes, pattern) = (self.size.classes(), self.size.pattern());
+        sizes[usize::from(pattern[at % pattern.len()])]
+    }
+
+    /// The number of the flow that the next packet is of.
     fn draw(&mut self) -> u32 {
         let flows = self.seeds.len();
         match self.order {
+            Order::InOrder => {
+                self.drawn = (self.drawn + 1) % flows;
+                self.drawn as u32
+            }
             Order::Random => self.random.u32(..flows as u32),
             // Exponent 1, by inversion of the continuous distribution.
             Order::Zipf => {
@@ -402,8 +427,8 @@ impl Flows {
         }
     }
 
-    /// A packet of a flow as it arrives.
-    fn frame(&self, flow: usize) -> Vec<u8> {
+    /// A packet of a flow as it arrives, of `bytes` on the wire.
+    fn frame(&self, flow: usize, bytes: u16) -> Vec<u8> {
         let mut own = fastrand::Rng::with_seed((u64::from(self.seeds[flow]) << 20) + flow as u64);
         let endpoint = own.usize(..self.topology.endpoints);
         let family = self.scenario.family;
@@ -442,7 +467,7 @@ impl Flows {
                 (if is_tunnel { (peer.gateway_mac, gateway) } else { native }, addresses, ports)
             }
         };
-        let inner = Datagram { macs, addresses, ports, checksum: true }.frame_of(self.size);
+        let inner = Datagram { macs, addresses, ports, checksum: true }.frame_of(bytes.into());
         if !self.scenario.way.is_tunnelled_in() || !is_tunnel {
             return inner;
         }

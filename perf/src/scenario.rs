@@ -1,7 +1,8 @@
 //! What is measured: which way packets go, in which tunnel, over which family.
 
 use overlane_api::{Mode, Underlay};
-use serde::Serialize;
+
+use crate::traffic::{Order, Size};
 
 /// Which way packets go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,24 +132,13 @@ impl Scenario {
     }
 }
 
-/// In which order the flows' packets come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Order {
-    /// Every flow as often as any other, at random.
-    Random,
-    /// A few flows have most of the packets (exponent 1), at random.
-    Zipf,
-}
-
 /// What of a scenario can be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
     /// Flows: inner addresses and ports.
     pub flows: usize,
-    /// Bytes of the frame on the wire, its check sequence of 4 bytes included; for a packet in a
-    /// tunnel, of the inner frame.
-    pub size: usize,
+    /// Of the frame on the wire; for a packet in a tunnel, of the inner frame.
+    pub size: Size,
     /// In which order.
     pub order: Order,
     /// Other nodes.
@@ -167,7 +157,7 @@ impl Default for Load {
     fn default() -> Self {
         Self {
             flows: 1000,
-            size: 64,
+            size: Size::Bytes(64),
             order: Order::Random,
             peers: 64,
             endpoints: 1000,

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use overlane_api::{MacAddr, Mode, Vni};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::frames::CHECK_SEQUENCE;
 
@@ -21,7 +21,7 @@ pub enum Protocol {
 }
 
 /// In which order the flows' packets come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// Every flow as often as any other, at random.
@@ -32,6 +32,17 @@ pub enum Order {
     /// One flow after the other. Flatters: tables are walked in the order of their allocation,
     /// which reads 30 to 70 % better than life.
     InOrder,
+}
+
+impl std::fmt::Display for Order {
+    /// As on the command line.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Random => "random",
+            Self::Zipf => "zipf",
+            Self::InOrder => "in-order",
+        })
+    }
 }
 
 /// Size of the frames on the wire, their check sequence of 4 bytes included.

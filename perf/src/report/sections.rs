@@ -10,6 +10,7 @@ use super::charts::{self, Axis, Bar, Line};
 use crate::error::PerfError;
 use crate::measure::Spread;
 use crate::pipeline;
+use crate::traffic::Order;
 
 /// Heading of the results of a command.
 pub fn title(kind: &str) -> String {
@@ -108,7 +109,7 @@ fn pipeline(report: &pipeline::Report) -> Result<Markup, PerfError> {
             vec![
                 cell(&row.scenario),
                 cell(count(row.flows as f64)),
-                cell(row.size.to_string()),
+                cell(&row.size),
                 cell(spread(&row.cost.total_ns)),
                 cell(spread(&row.cost.ports_ns)),
                 bound(row.cost.total_ns.median, row.target_ns),
@@ -128,19 +129,26 @@ fn pipeline(report: &pipeline::Report) -> Result<Markup, PerfError> {
 }
 
 fn cost_by_flows(report: &pipeline::Report) -> Result<Markup, PerfError> {
-    let mut by_name: BTreeMap<&str, Vec<(f64, Spread)>> = BTreeMap::new();
+    let mut by_name: BTreeMap<String, Vec<(f64, Spread)>> = BTreeMap::new();
     for row in &report.rows {
-        by_name.entry(&row.scenario).or_default().push((row.flows as f64, row.cost.total_ns));
+        let mut name = row.scenario.clone();
+        if report.rows.iter().any(|other| other.size != row.size) {
+            name += &format!(", {} bytes", row.size);
+        }
+        if row.order != Order::Random {
+            name += &format!(", {}", row.order);
+        }
+        by_name.entry(name).or_default().push((row.flows as f64, row.cost.total_ns));
     }
     let lines: Vec<_> = by_name
         .into_iter()
         .filter(|(_, points)| points.len() > 1)
-        .map(|(name, points)| Line { name: name.to_owned(), points })
+        .map(|(name, points)| Line { name, points })
         .collect();
     if lines.is_empty() {
         return Ok(html! {});
     }
-    let x = Axis { label: "flows, in random order".into(), format: count };
+    let x = Axis { label: "flows".into(), format: count };
     let y = Axis { label: "ns a packet, ports included".into(), format: whole };
     let svg = charts::lines(&x, &y, false, &lines)?;
     Ok(figure(
