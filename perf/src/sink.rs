@@ -6,6 +6,7 @@ use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
+use hdrhistogram::Histogram;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{
     ErrorKind, MapCore, MapFlags, MapHandle, TC_EGRESS, TC_INGRESS, TcHook, TcHookBuilder,
@@ -17,6 +18,26 @@ use crate::device;
 use crate::error::PerfError;
 use crate::skeleton::sink::SinkSkelBuilder;
 
+/// Buckets of the sink's histogram, as in `bpf/sink.bpf.c`.
+const BUCKETS: u32 = 2048;
+/// Buckets for each doubling: 2 to this.
+const SUB_BITS: u32 = 6;
+/// Longer times count as this long, nanoseconds.
+const LONGEST_NS: u64 = (1 << 36) - 1;
+
+/// The longest time of a bucket, nanoseconds.
+const fn longest_of(bucket: u32) -> u64 {
+    let shift = (bucket >> SUB_BITS).saturating_sub(1);
+    let lead = (bucket - (shift << SUB_BITS)) as u64;
+    ((lead + 1) << shift) - 1
+}
+
+/// The word at `at` of a map's value.
+fn word(value: &[u8], at: usize) -> u64 {
+    let bytes = value.get(at..).and_then(|bytes| bytes.first_chunk().copied());
+    bytes.map_or(0, u64::from_ne_bytes)
+}
+
 /// Place of the filter among others.
 const PLACE: u32 = 1;
 
@@ -27,13 +48,22 @@ pub struct Sunk {
     pub frames: u64,
     /// Their bytes, without check sequences.
     pub bytes: u64,
+    /// Of a sink that takes times: frames that had a stamp.
+    pub timed: u64,
+    /// Of those, frames behind one with a larger sequence number (RFC 4737).
+    pub reordered: u64,
 }
 
 impl Sunk {
     /// The growth since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
-        Self { frames: self.frames - before.frames, bytes: self.bytes - before.bytes }
+        Self {
+            frames: self.frames - before.frames,
+            bytes: self.bytes - before.bytes,
+            timed: self.timed - before.timed,
+            reordered: self.reordered - before.reordered,
+        }
     }
 }
 
@@ -44,6 +74,7 @@ pub struct Sink {
     /// Was there no `clsact` before?
     own_qdisc: bool,
     counters: MapHandle,
+    latencies: MapHandle,
     namespace: File,
 }
 
@@ -54,15 +85,31 @@ impl Sink {
     /// # Errors
     /// [`PerfError::Interface`], [`PerfError::Program`]
     pub fn attach(interface: &str) -> Result<Self, PerfError> {
+        Self::attach_to(interface, false)
+    }
+
+    /// The same, and takes the time of each stamped frame, which costs some 50 ns.
+    ///
+    /// # Errors
+    /// [`PerfError::Interface`], [`PerfError::Program`]
+    pub fn attach_timing(interface: &str) -> Result<Self, PerfError> {
+        Self::attach_to(interface, true)
+    }
+
+    fn attach_to(interface: &str, timing: bool) -> Result<Self, PerfError> {
         let index = device::find(interface)?.index;
         let failed = |source| PerfError::Program { action: "load the sink", source };
         let path = "/proc/thread-self/ns/net";
         let namespace =
             File::open(path).map_err(|source| PerfError::File { path: path.into(), source })?;
         let mut storage = MaybeUninit::uninit();
-        let open = SinkSkelBuilder::default().open(&mut storage).map_err(failed)?;
+        let mut open = SinkSkelBuilder::default().open(&mut storage).map_err(failed)?;
+        if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.timing = u32::from(timing);
+        }
         let skeleton = open.load().map_err(failed)?;
         let counters = MapHandle::try_from(&skeleton.maps.sunk).map_err(failed)?;
+        let latencies = MapHandle::try_from(&skeleton.maps.latencies).map_err(failed)?;
         let program = skeleton.progs.ovl_sink.as_fd();
         let mut hook = TcHookBuilder::new(program)
             .ifindex(index as i32)
@@ -86,7 +133,7 @@ impl Sink {
             }
             attached => attached.map_err(failed)?,
         };
-        Ok(Self { hook: Some(attached), own_qdisc, counters, namespace })
+        Ok(Self { hook: Some(attached), own_qdisc, counters, latencies, namespace })
     }
 
     /// What has arrived since the sink was attached.
@@ -96,15 +143,33 @@ impl Sink {
     pub fn counters(&self) -> Result<Sunk, PerfError> {
         let read = self.counters.lookup_percpu(&[0; 4], MapFlags::ANY);
         let read = read.map_err(|source| PerfError::Program { action: "read the sink", source })?;
-        let word = |value: &[u8], at: usize| {
-            let bytes = value.get(at..).and_then(|bytes| bytes.first_chunk().copied());
-            bytes.map_or(0, u64::from_ne_bytes)
-        };
         let add = |sum: Sunk, value: Vec<u8>| Sunk {
             frames: sum.frames + word(&value, 0),
             bytes: sum.bytes + word(&value, 8),
+            timed: sum.timed + word(&value, 16),
+            reordered: sum.reordered + word(&value, 24),
         };
         Ok(read.unwrap_or_default().into_iter().fold(Sunk::default(), add))
+    }
+
+    /// From each stamped frame's time to its arrival, nanoseconds, since the sink was attached; to
+    /// 1.6 %. Empty unless the sink takes times.
+    ///
+    /// # Errors
+    /// [`PerfError::Program`]: the kernel does not say. [`PerfError::Refused`]: no memory.
+    pub fn latencies(&self) -> Result<Histogram<u64>, PerfError> {
+        let mut all = Histogram::new_with_bounds(1, LONGEST_NS, 3)
+            .map_err(|error| PerfError::Refused(error.to_string()))?;
+        for bucket in 0..BUCKETS {
+            let read = self.latencies.lookup_percpu(&bucket.to_ne_bytes(), MapFlags::ANY);
+            let read =
+                read.map_err(|source| PerfError::Program { action: "read the sink", source })?;
+            let count: u64 = read.unwrap_or_default().iter().map(|value| word(value, 0)).sum();
+            if count > 0 {
+                all.saturating_record_n(longest_of(bucket).max(1), count);
+            }
+        }
+        Ok(all)
     }
 
     fn detach(&mut self) -> Option<()> {
@@ -137,5 +202,70 @@ impl Drop for Sink {
     fn drop(&mut self) {
         // What cannot be detached is on an interface that is gone.
         let _ = self.detach();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libbpf_rs::ProgramInput;
+    use nix::sched::unshare;
+
+    use super::*;
+    use crate::threads::monotonic_ns;
+    use crate::traffic::Stamp;
+
+    #[test]
+    fn buckets_follow_each_other_and_are_narrow() {
+        assert_eq!(longest_of(0), 0);
+        assert_eq!(longest_of(127), 127);
+        assert_eq!(longest_of(128), 129);
+        for bucket in 128..BUCKETS - 64 {
+            let (shorter, longest) = (longest_of(bucket - 1), longest_of(bucket));
+            assert!(longest > shorter && (longest - shorter) * 64 <= longest, "{bucket}");
+        }
+        assert_eq!(longest_of(29 * 64 + 127), LONGEST_NS);
+    }
+
+    /// The kernel runs the program on frames whose stamps are of known ages.
+    #[test]
+    #[ignore = "needs root"]
+    fn the_program_takes_the_time_of_stamped_frames_only() {
+        unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
+        let mut storage = MaybeUninit::uninit();
+        let mut open = SinkSkelBuilder::default().open(&mut storage).unwrap();
+        open.maps.rodata_data.as_deref_mut().unwrap().timing = 1;
+        let skeleton = open.load().unwrap();
+        let sink = Sink {
+            hook: None,
+            own_qdisc: false,
+            counters: MapHandle::try_from(&skeleton.maps.sunk).unwrap(),
+            latencies: MapHandle::try_from(&skeleton.maps.latencies).unwrap(),
+            namespace: File::open("/proc/self/ns/net").unwrap(),
+        };
+        let run = |frame: &[u8]| {
+            let input = ProgramInput { data_in: Some(frame), ..ProgramInput::default() };
+            let output = skeleton.progs.ovl_sink.test_run(input).unwrap();
+            assert_eq!(output.return_value, 2, "TC_ACT_SHOT");
+        };
+        let ages = [1_000_000, 40_000_000, 1_000_000_000, 70_000_000_000_u64];
+        for (number, age) in ages.into_iter().enumerate() {
+            let mut frame = vec![0; 60];
+            let nanoseconds = monotonic_ns().unwrap().saturating_sub(age);
+            let stamp = Stamp { sequence: 10 - number as u64, nanoseconds };
+            frame[60 - Stamp::LEN..].copy_from_slice(&stamp.bytes());
+            run(&frame);
+        }
+        run(&[0; 60]);
+        let sunk = sink.counters().unwrap();
+        let expected = Sunk { frames: 5, bytes: 300, timed: 4, reordered: 3 };
+        assert_eq!(sunk, expected);
+        let latencies = sink.latencies().unwrap();
+        assert_eq!(latencies.len(), 4);
+        for (number, age) in ages.into_iter().enumerate() {
+            let found = latencies.value_at_quantile((number as f64 + 0.9) / 4.0) as f64;
+            let age = age.min(LONGEST_NS) as f64;
+            // The bucket's width, and what passed until the program looked at the clock.
+            assert!((age * 0.98..age * 1.02 + 5e6).contains(&found), "{age}: {found}");
+        }
     }
 }
