@@ -9,6 +9,7 @@ pub mod client;
 pub mod egress;
 pub mod endpoint;
 pub mod flow;
+pub mod hgrm;
 pub mod latency;
 pub mod node;
 pub mod object;

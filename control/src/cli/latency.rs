@@ -1,13 +1,12 @@
 //! `overlane latency`: how long packets are inside of the dataplane.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
-use overlane_api::WorkerId;
 use overlane_api::latency::{LatencyBucket, LatencyHistogram, LatencyReport, PacketSource};
 use overlane_api::protocol::{Op, Reply};
+use overlane_api::{WorkerId, hgrm};
 use serde::Serialize;
 
 use super::{Answer, Cli, CliError, table};
@@ -17,9 +16,6 @@ const LONGEST_NS: u64 = 1 << 37;
 
 /// Significant digits; the dataplane's buckets are 1.6 % wide.
 const DIGITS: u8 = 3;
-
-/// Lines of a file of percentiles for each halving of what is left to 100 %.
-const TICKS: u32 = 5;
 
 /// What is asked.
 #[derive(Debug, Args)]
@@ -110,7 +106,7 @@ pub fn run(cli: &Cli, asked: &Latency) -> Result<Answer, CliError> {
     let sum = collect(all)?;
     if let Some(path) = &asked.hgrm {
         let mut text = Vec::new();
-        write_percentiles(&sum, &mut text)?;
+        hgrm::write(&sum, &mut text)?;
         if path == Path::new("-") {
             let text = String::from_utf8_lossy(&text).into_owned();
             return Ok(Answer { text, worked: true });
@@ -202,65 +198,9 @@ fn show(screen: &Screen) -> String {
     )
 }
 
-/// HdrHistogram's file of percentiles, in microseconds: what `hdrhistogram` plotters read.
-fn write_percentiles(times: &Histogram<u64>, out: &mut impl Write) -> std::io::Result<()> {
-    writeln!(
-        out,
-        "{:>12} {:>14} {:>10} {:>14}\n",
-        "Value", "Percentile", "TotalCount", "1/(1-Percentile)"
-    )?;
-    let mut passed = 0;
-    for step in times.iter_quantiles(TICKS) {
-        passed += step.count_since_last_iteration();
-        let (value, quantile) = (us(step.value_iterated_to()), step.quantile_iterated_to());
-        write!(out, "{value:12.3} {quantile:2.12} {passed:10}")?;
-        if quantile < 1.0 {
-            writeln!(out, " {:14.2}", 1.0 / (1.0 - quantile))?;
-        } else {
-            writeln!(out, " {:>14}", "inf")?;
-        }
-    }
-    let (mean, deviation) = (times.mean() / 1e3, times.stdev() / 1e3);
-    writeln!(out, "#[Mean    = {mean:12.3}, StdDeviation   = {deviation:12.3}]")?;
-    let (max, count) = (us(times.max()), times.len());
-    writeln!(out, "#[Max     = {max:12.3}, Total count    = {count:12}]")?;
-    let (buckets, sub) = (times.buckets(), times.distinct_values());
-    writeln!(out, "#[Buckets = {buckets:12}, SubBuckets     = {sub:12}]")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn text(buckets: &[(u64, u64)]) -> String {
-        let buckets: Vec<_> = buckets
-            .iter()
-            .map(|(up_to_ns, packets)| LatencyBucket { up_to_ns: *up_to_ns, packets: *packets })
-            .collect();
-        let mut out = Vec::new();
-        write_percentiles(&collect(buckets.iter()).unwrap(), &mut out).unwrap();
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn a_file_of_percentiles_has_the_columns_that_plotters_read() {
-        let text = text(&[(1007, 90), (20_223, 10)]);
-        let lines: Vec<&str> = text.lines().collect();
-        let heads: Vec<&str> = lines[0].split_whitespace().collect();
-        assert_eq!(heads, ["Value", "Percentile", "TotalCount", "1/(1-Percentile)"]);
-        assert_eq!(lines[1], "");
-        let rows: Vec<Vec<&str>> = lines[2..]
-            .iter()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| line.split_whitespace().collect())
-            .collect();
-        assert!(rows.iter().all(|row| row.len() == 4), "{text}");
-        assert_eq!(rows[0], ["1.007", "0.000000000000", "90", "1.00"]);
-        let last = rows.last().unwrap();
-        assert_eq!((last[1], last[2], last[3]), ("1.000000000000", "100", "inf"));
-        assert!(last[0].starts_with("20.2"), "{text}");
-        assert!(text.contains("Total count    =          100]"), "{text}");
-    }
 
     #[test]
     fn percentiles_are_of_packets() {
