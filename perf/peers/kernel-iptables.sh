@@ -18,7 +18,7 @@ command_for_tables() {
 peer_available() {
   command -v iptables > /dev/null || { say "iptables is not installed: scripts/install-deps.sh --peers"; return 1; }
   command_for_tables > /dev/null || { say "this kernel has no iptables nat table"; return 1; }
-  kernel_available "$1"
+  kernel_available "$1" "$2"
 }
 
 rules() {
@@ -40,7 +40,6 @@ rules() {
 
 peer_up() {
   local tables
-  enough_conntrack "$2"
   forward "$1"
   tables=$(command_for_tables)
   rules | in_node "$tables-restore"

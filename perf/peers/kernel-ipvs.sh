@@ -9,12 +9,11 @@ peer_available() {
   command -v ipvsadm > /dev/null || { say "ipvsadm is not installed: scripts/install-deps.sh --peers"; return 1; }
   [ -e /proc/net/ip_vs ] || modprobe -q ip_vs 2> /dev/null || { say "this kernel has no IPVS (ip_vs)"; return 1; }
   if [ "$1" = snat ]; then say "IPVS is for services; kernel-nft has the way out"; return 1; fi
-  kernel_available "$1"
+  kernel_available "$1" "$2"
 }
 
 peer_up() {
   local number backend
-  enough_conntrack "$2"
   forward "$1"
   # As kube-proxy: the services' addresses are the node's, on a device of their own.
   ip -n "$NODE_NS" link add ipvs0 type dummy

@@ -8,7 +8,7 @@
 
 peer_available() {
   command -v nft > /dev/null || { say "nft is not installed: scripts/install-deps.sh --peers"; return 1; }
-  kernel_available "$1"
+  kernel_available "$1" "$2"
 }
 
 # The chains of the backends, and of the services, in which one of them is drawn.
@@ -35,7 +35,6 @@ TEXT
 }
 
 peer_up() {
-  enough_conntrack "$2"
   forward "$1"
   rules | in_node nft -f -
 }

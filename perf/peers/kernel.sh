@@ -6,23 +6,47 @@
 peer_workers() { :; }
 napi_threads() {
   local thread
-  for thread in $(pgrep -x 'napi/(podport|up0)-.*'); do
+  for thread in $(pgrep '^napi/podport-'; pgrep '^napi/up0-'); do
     printf '%s/%s %s\n' "$thread" "$thread" "$(cat "/proc/$thread/comm")"
   done
 }
 workers() { napi_threads; }
 
-kernel_available() { # kernel_available JOB
+kernel_available() { # kernel_available JOB FLOWS
+  local most
   if [ "$1" = dnat-geneve ]; then say "this kernel has no geneve device"; return 1; fi
   probe_link vxlan id 1 dstport 4789 || { say "this kernel has no vxlan device"; return 1; }
+  # Room for connections is the machine's, not a namespace's: it is looked at, not changed.
+  most=$(cat /proc/sys/net/netfilter/nf_conntrack_max 2> /dev/null || echo 0)
+  if [ "$most" -lt $(($2 + $2 / 8)) ]; then
+    say "the kernel tracks $most connections at most: sysctl -w net.netfilter.nf_conntrack_max=$(($2 + $2 / 4)) for $2 flows"
+    return 1
+  fi
 }
 
 # probe_link TYPE OPTIONS...: can there be such a device? Tried in a namespace that goes at once.
 probe_link() { unshare -n ip link add probe0 type "$@" 2> /dev/null; }
 
+# On threads of the forwarder's CPU it carries more; a single packet is through sooner where it arrived.
+peer_tune() {
+  local device threaded=1 thread
+  [ "$1" = throughput ] || threaded=0
+  for device in podport up0; do
+    in_node sh -c "echo $threaded > /sys/class/net/$device/threaded"
+  done
+  [ "$threaded" = 1 ] || return 0
+  wait_until 5 have_threads || die "the kernel has made no NAPI threads"
+  for thread in $(napi_threads | cut -d/ -f1); do
+    taskset -pc "$WORKER_CPU" "$thread" > /dev/null
+    # At the level of whoever measures: nobody is preferred.
+    renice -n "$(level)" -p "$thread" > /dev/null
+  done
+}
+have_threads() { [ "$(napi_threads | wc -l)" -ge 2 ]; }
+
 # forward JOB: routes, the tunnel, and receiving on threads of the forwarder's CPU.
 forward() {
-  local device thread
+  local device
   in_node sysctl -qw net.ipv4.ip_forward=1
   ip -n "$NODE_NS" neigh replace "$POD_IP" lladdr "$POD_MAC" dev podport nud permanent
   ip -n "$NODE_NS" route add "$POD_IP/32" dev podport
@@ -37,21 +61,6 @@ forward() {
   for device in podport up0; do
     # Receive offload is what makes a veth without XDP receive by NAPI, which threads need.
     in_node ethtool -K "$device" gro on > /dev/null
-    in_node sh -c "echo 1 > /sys/class/net/$device/threaded"
   done
-  wait_until 5 have_threads || die "the kernel has made no NAPI threads"
-  for thread in $(napi_threads | cut -d/ -f1); do
-    taskset -pc "$WORKER_CPU" "$thread" > /dev/null
-    # At the level of whoever measures: nobody is preferred.
-    renice -n "$(nice)" -p "$thread" > /dev/null
-  done
-}
-have_threads() { [ "$(napi_threads | wc -l)" -ge 2 ]; }
-
-# Room for the flows is the machine's, not a namespace's: it is looked at, not changed.
-enough_conntrack() { # enough_conntrack FLOWS
-  local most
-  most=$(cat /proc/sys/net/netfilter/nf_conntrack_max 2> /dev/null || echo 0)
-  [ "$most" -ge "$1" ] ||
-    die "the kernel tracks $most connections at most, $1 are wanted: sysctl -w net.netfilter.nf_conntrack_max=$(($1 + $1 / 4))"
+  peer_tune throughput
 }

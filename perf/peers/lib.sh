@@ -2,7 +2,7 @@
 # The bed of the peers and what their scripts share. A peer is a script that sources this one, says
 # what it needs and how it is set up, and ends with `peer "$@"`:
 #
-#   peer_available JOB    return 1 after printing what is missing; JOB may be empty: any job
+#   peer_available JOB FLOWS    return 1 after printing what is missing; JOB may be empty: any job
 #   peer_up JOB FLOWS     set the peer up on the bed; room for FLOWS flows
 #   peer_workers          print the pattern of the names of the threads that do the work, and their
 #                         processes' names (see `start`), or nothing where the kernel does it
@@ -164,12 +164,25 @@ workers() {
   done < <(peer_workers)
 }
 
-# place: the threads that work on their CPU, and all others of what was started on the other one.
+# level: how much the scheduler prefers this session, as a nice level. Where it groups processes by session,
+# the group's counts, and a thread's own only inside of it.
+level() {
+  local group
+  group=$(sed -n 's/.* nice //p' /proc/self/autogroup 2> /dev/null || true)
+  if [ "$(cat /proc/sys/kernel/sched_autogroup_enabled 2> /dev/null || echo 0)" = 1 ]; then printf '%s' "${group:-0}"
+  else nice; fi
+}
+
+# place: the threads that work on their CPU, and all others of what was started on the other one; all
+# of them at the level of whoever measures.
 place() {
-  local file name thread working
+  local file name thread working level
+  level=$(level)
   working=$(workers | cut -d' ' -f1)
   for file in "$RUN"/*.pid; do
+    [ -e "$file" ] || continue
     name=$(basename "$file" .pid)
+    echo "$level" 2> /dev/null > "/proc/$(running "$name")/autogroup" || true
     while read -r thread _; do
       # A thread may have ended.
       if grep -qxF "$thread" <<< "$working"; then taskset -pc "$WORKER_CPU" "${thread#*/}" > /dev/null 2>&1 || true
@@ -194,8 +207,9 @@ failed_up() {
 
 peer_usage() {
   cat << TEXT
-usage: $(basename "$0") available [JOB]    can it be set up, and do that job? else why not, and what to install
+usage: $(basename "$0") available [JOB [FLOWS]]    can it be set up, and do that? else why not, and what to install
        $(basename "$0") up JOB FLOWS       set it up on the bed (namespaces ovp-pod, ovp-node, ovp-net)
+       $(basename "$0") tune throughput|latency    the better way to receive for that (throughput)
        $(basename "$0") prove JOB          send a packet each way and look at what comes out
        $(basename "$0") pids               the threads that do the work: PID/TID NAME
        $(basename "$0") cpu                the CPU that they work on
@@ -206,19 +220,24 @@ TEXT
 
 # Whatever else a peer has set up; `bed_down` comes after it.
 peer_down() { bed_down; }
+# Only the kernel has two ways to receive.
+peer_tune() { :; }
 # What `prove` expects.
 peer_proof() { printf '%s' "$1"; }
 
 peer() {
   local verb=${1:-} job=${2:-} flows=${3:-1000}
+  if [ "$verb" = tune ]; then
+    case $job in throughput | latency) peer_tune "$job"; return ;; *) peer_usage >&2; exit 2 ;; esac
+  fi
   case " $JOBS  " in *" $job "*) ;; *) usage_error "no job '$job': there are $JOBS" ;; esac
   [[ $flows =~ ^[0-9]{1,8}$ ]] || usage_error "$flows flows: a number is wanted"
   case $verb in
-    available) peer_available "$job" ;;
+    available) peer_available "$job" "$flows" ;;
     up)
       [ -n "$job" ] || { peer_usage >&2; exit 2; }
       need_root "$(basename "$0") up"
-      peer_available "$job" || exit 1
+      peer_available "$job" "$flows" || exit 1
       lock
       peer_down
       trap failed_up EXIT

@@ -127,4 +127,41 @@ pub enum PerfError {
         /// What the kernel or libbpf answered.
         source: libbpf_rs::Error,
     },
+    /// The scripts of the peers are nowhere.
+    #[error(
+        "no perf/peers here: run this in the project's folder, or set OVERLANE_PEERS to its perf/peers"
+    )]
+    NoPeers,
+    /// A peer's script cannot be run.
+    #[error("cannot run the script of {peer}: {source}")]
+    Script {
+        /// The peer.
+        peer: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A peer's script failed.
+    #[error("{peer}: '{verb}' failed: {said}")]
+    Peer {
+        /// The peer.
+        peer: String,
+        /// What its script was told.
+        verb: String,
+        /// What it said.
+        said: String,
+    },
+    /// Somebody else is using the bed.
+    #[error("the bed of the measurements has been in use for ten minutes ({0} is locked)")]
+    Busy(&'static str),
+    /// A forwarder loses packets of flows that come one by one.
+    #[error("of {flows} flows {:.1} % are answered: the forwarder does not carry them", answered * 100.0)]
+    Unanswered {
+        /// Flows.
+        flows: u32,
+        /// Part of them, 0 to 1.
+        answered: f64,
+    },
+    /// The person has had enough.
+    #[error("stopped")]
+    Stopped,
 }

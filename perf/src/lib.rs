@@ -17,6 +17,9 @@
 //! - [`sink`]: counts and drops what arrives, at little cost.
 //! - [`forward`]: the raw AF_XDP forwarder, which moves frames between two interfaces and does
 //!   nothing else: what any dataplane over AF_XDP can reach at most.
+//! - [`bed`]: namespaces, and the forwarders that are compared on them.
+//! - [`compare`]: the same job through all of them; [`ends`] plays both ends, [`meter`] reads what
+//!   processor time they take.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -25,10 +28,13 @@
 
 pub mod about;
 pub mod baseline;
+pub mod bed;
 pub mod callgrind;
 pub mod child;
+pub mod compare;
 pub mod connections;
 pub mod device;
+pub mod ends;
 pub mod error;
 pub mod forward;
 pub mod frames;
@@ -37,6 +43,7 @@ mod layers;
 pub mod live;
 pub mod machine;
 pub mod measure;
+pub mod meter;
 pub mod namespace;
 pub mod pipeline;
 pub mod progress;

@@ -10,12 +10,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use overlane_perf::about::{About, Document};
 use overlane_perf::baseline::Baseline;
 use overlane_perf::child::{Cluster, Forward};
+use overlane_perf::compare::CompareArguments;
 use overlane_perf::error::PerfError;
 use overlane_perf::pipeline::{self, Plan};
 use overlane_perf::scenario::Scenario;
 use overlane_perf::traffic::Size;
 use overlane_perf::wire_commands::{GenerateArguments, ReceiveArguments, ReflectArguments};
-use overlane_perf::{connections, forward, namespace, report, services, steady, tables};
+use overlane_perf::{compare, connections, forward, namespace, report, services, steady, tables};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -175,6 +176,13 @@ enum Command {
         #[arg(long, default_value = "overlane-report.html")]
         page: PathBuf,
     },
+    /// The same job through Overlane and through other forwarders, in interleaved rounds of one run.
+    Compare {
+        #[command(flatten)]
+        compare: CompareArguments,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Forwards a number of vectors and writes how many packets that were: what runs under other
     /// programs' eyes.
     #[command(hide = true)]
@@ -285,6 +293,9 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             .and_then(|stop| reflect.run(&stop))
             .map(|reflected| show("reflect", &reflected, &reflected.table(), &output)),
         Command::Report { results, page } => report_page(&results, &page),
+        Command::Compare { compare: arguments, output } => stopped_by_signal()
+            .and_then(|stop| compare::run(&arguments.plan(), &stop))
+            .map(|comparison| show("compare", &comparison, &comparison.table(), &output)),
         Command::Forward(forward) => forward.run().map(|packets| {
             println!("{packets}");
             ExitCode::SUCCESS

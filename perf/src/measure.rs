@@ -24,7 +24,7 @@ pub const ROUND: usize = 2000;
 /// Vectors after which a worker does nothing for the first time any more.
 const WARM_UP: usize = 100;
 
-/// Median and range, nanoseconds a packet.
+/// Median and range of several rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The median round.

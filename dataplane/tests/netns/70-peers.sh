@@ -27,7 +27,7 @@ one_worker() {
 # left_over: what a peer should have taken along. The kernel takes a namespace down after it is gone.
 left_over() {
   local left
-  left=$(ip netns list | grep '^ovp-'; pgrep -ax 'napi/(podport|up0)-.*'; ls -d /run/overlane-perf /run/dpdk/overlane-perf 2> /dev/null || true)
+  left=$(ip netns list | grep '^ovp-'; pgrep -a '^napi/podport-'; pgrep -a '^napi/up0-'; ls -d /run/overlane-perf /run/dpdk/overlane-perf 2> /dev/null || true)
   [ -n "$left" ] && printf '%s\n' "$left"
 }
 nothing_left() {
