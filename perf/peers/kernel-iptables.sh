@@ -27,13 +27,13 @@ rules() {
   for ((number = 0; number < SERVICES; number++)); do printf ':SERVICE-%s - [0:0]\n' "$number"; done
   for ((number = 0; number < SERVICES; number++)); do
     printf -- '-A PREROUTING -d %s/32 -p udp -m udp --dport %s -j SERVICE-%s\n' "$(service_ip "$number")" "$SERVICE_PORT" "$number"
-    left=${#BACKENDS[@]}
-    for backend in "${BACKENDS[@]}"; do
+    left=$BACKENDS
+    while read -r backend; do
       printf -- '-A SERVICE-%s' "$number"
       [ "$left" = 1 ] || printf -- ' -m statistic --mode random --probability %s' "$(awk "BEGIN { print 1 / $left }")"
       printf -- ' -p udp -j DNAT --to-destination %s:%s\n' "$backend" "$BACKEND_PORT"
       left=$((left - 1))
-    done
+    done < <(backends_of "$number")
   done
   printf -- '-A POSTROUTING -s %s/32 -o up0 -j MASQUERADE\nCOMMIT\n' "$POD_IP"
 }

@@ -20,9 +20,9 @@ peer_up() {
   for ((number = 0; number < SERVICES; number++)); do
     ip -n "$NODE_NS" address add "$(service_ip "$number")/32" dev ipvs0
     in_node ipvsadm -A -u "$(service_ip "$number"):$SERVICE_PORT" -s rr
-    for backend in "${BACKENDS[@]}"; do
+    while read -r backend; do
       in_node ipvsadm -a -u "$(service_ip "$number"):$SERVICE_PORT" -r "$backend:$BACKEND_PORT" -m
-    done
+    done < <(backends_of "$number")
   done
 }
 

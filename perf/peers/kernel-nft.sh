@@ -13,14 +13,16 @@ peer_available() {
 
 # The chains of the backends, and of the services, in which one of them is drawn.
 rules() {
-  local number draw=''
+  local number backend draw place
   echo 'table ip peer {'
-  for number in "${!BACKENDS[@]}"; do
-    printf '  chain backend-%s { meta l4proto udp dnat to %s:%s; }\n' "$number" "${BACKENDS[number]}" "$BACKEND_PORT"
-    draw+="${draw:+, }$number : goto backend-$number"
-  done
   for ((number = 0; number < SERVICES; number++)); do
-    printf '  chain service-%s { numgen random mod %s vmap { %s }; }\n' "$number" "${#BACKENDS[@]}" "$draw"
+    draw='' place=0
+    while read -r backend; do
+      printf '  chain backend-%s-%s { meta l4proto udp dnat to %s:%s; }\n' "$number" "$place" "$backend" "$BACKEND_PORT"
+      draw+="${draw:+, }$place : goto backend-$number-$place"
+      place=$((place + 1))
+    done < <(backends_of "$number")
+    printf '  chain service-%s { numgen random mod %s vmap { %s }; }\n' "$number" "$BACKENDS" "$draw"
   done
   echo '  map services { type ipv4_addr . inet_proto . inet_service : verdict; elements = {'
   for ((number = 0; number < SERVICES; number++)); do

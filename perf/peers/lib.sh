@@ -35,14 +35,20 @@ NODE_IP=10.0.1.4 NODE_MAC=02:00:00:00:01:04
 REMOTE_IP=10.0.1.5 ROUTER_IP=10.0.0.1 WIRE_MAC=02:00:00:00:01:05
 # The other node's gateway MAC: what inner frames to its pods are addressed to.
 REMOTE_GATEWAY_MAC=02:4f:0a:00:01:05
-# 16 services, each with the same 4 backends on the other node; 16 hosts outside.
-SERVICES=16 SERVICE_PORT=80 BACKEND_PORT=8080
-BACKENDS=(10.244.2.10 10.244.2.11 10.244.2.12 10.244.2.13)
+# 16 services, each with 4 backends of its own on the other node: were they shared, connections of one port to
+# two services could meet at one backend, and forwarders differ in what they do then. 16 hosts outside.
+SERVICES=16 SERVICE_PORT=80 BACKEND_PORT=8080 BACKENDS=4
 VNI=1 GENEVE_PORT=6081 VXLAN_PORT=4789
 OUTSIDE_NET=203.0.113.0/24
 
 # service_ip NUMBER, from 0.
 service_ip() { printf '10.96.0.%s' $((16 + $1)); }
+
+# backends_of NUMBER: of that service, one a line.
+backends_of() {
+  local backend
+  for ((backend = 0; backend < BACKENDS; backend++)); do printf '10.244.2.%s\n' $((10 + BACKENDS * $1 + backend)); done
+}
 
 in_node() { ip netns exec "$NODE_NS" "$@"; }
 tunnel_of() { case $1 in dnat-geneve) printf geneve ;; dnat-vxlan) printf vxlan ;; esac; }

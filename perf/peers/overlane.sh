@@ -77,18 +77,20 @@ addressType: IPv4
 ports: [{name: ask, port: $BACKEND_PORT, protocol: UDP}]
 endpoints:
 YAML
-  for backend in "${BACKENDS[@]}"; do
+  while read -r backend; do
     printf '  - {addresses: [%s], nodeName: b, conditions: {ready: true}}\n' "$backend"
-  done
+  done < <(backends_of "$1")
 }
 
 manifests() {
-  local number
+  local number backend
   node a "$NODE_IP" 10.244.1.0/24
   node b "$REMOTE_IP" 10.244.2.0/24
   pod client a "$POD_IP" "overlane.io/interface: podport, overlane.io/mac: \"$POD_MAC\""
-  for number in "${!BACKENDS[@]}"; do pod "backend-$number" b "${BACKENDS[number]}" ''; done
-  for ((number = 0; number < SERVICES; number++)); do service "$number"; done
+  for ((number = 0; number < SERVICES; number++)); do
+    while read -r backend; do pod "backend-${backend//./-}" b "$backend" ''; done < <(backends_of "$number")
+    service "$number"
+  done
 }
 
 ask() { "$(program overlane)" --socket "$DATAPLANE" --control-socket "$CONTROL" -o json "$@" 2> /dev/null; }

@@ -74,9 +74,9 @@ service_groups() {
   local number backend
   for ((number = 0; number < SERVICES; number++)); do
     printf 'group_id=%s,type=select' $((number + 1))
-    for backend in "${BACKENDS[@]}"; do
+    while read -r backend; do
       printf ',bucket=weight:1,actions=ct(commit,zone=1,nat(dst=%s:%s),table=2)' "$backend" "$BACKEND_PORT"
-    done
+    done < <(backends_of "$number")
     printf '\n'
   done
 }

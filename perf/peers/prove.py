@@ -21,7 +21,8 @@ from scapy.contrib.geneve import GENEVE
 POD_IP, POD_MAC, PORT_MAC = "10.244.1.10", "02:00:00:00:01:0a", "02:00:00:00:01:01"
 NODE_IP, NODE_MAC, REMOTE_IP = "10.0.1.4", "02:00:00:00:01:04", "10.0.1.5"
 SERVICE, OUTSIDE = "10.96.0.17", "203.0.113.17"
-BACKENDS = [f"10.244.2.{host}" for host in range(10, 14)]
+# Of the second service.
+BACKENDS = [f"10.244.2.{host}" for host in range(14, 18)]
 TUNNELS = {"dnat-geneve": (GENEVE, 6081), "dnat-vxlan": (VXLAN, 4789)}
 VNI, PORT, SERVICE_PORT, BACKEND_PORT = 1, 4321, 80, 8080
 QUESTION, ANSWER = b"what the pod asks", b"what it is answered"

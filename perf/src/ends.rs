@@ -32,10 +32,16 @@ const BURST: usize = 32;
 const UNDER_WAY: u64 = 128;
 /// After so long without an answer those under way are lost.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// A round that takes longer for each of its flows, and for itself, is given up: a forwarder that
+/// loses most of them would keep it waiting for each.
+const FLOW_PATIENCE: Duration = Duration::from_micros(50);
+const ROUND_PATIENCE: Duration = Duration::from_secs(2);
 /// Rounds of all flows before a forwarder is told that it loses too many.
 const ROUNDS: usize = 6;
 /// Part of the flows that must be answered in a round.
 const ANSWERED: f64 = 0.999;
+/// Part of the flows below which more rounds do not help.
+const HOPELESS: f64 = 0.5;
 /// From one question of a round trip to the next: low load.
 const PACE: Duration = Duration::from_micros(100);
 /// One interface.
@@ -131,6 +137,9 @@ impl Ends {
             if rounds > 1 && answered >= ANSWERED {
                 return Ok(Primed { rounds, answered });
             }
+            if answered < HOPELESS {
+                break;
+            }
         }
         Err(PerfError::Unanswered { flows: traffic.flows, answered })
     }
@@ -140,7 +149,8 @@ impl Ends {
         let mut writer = FrameWriter::new(traffic)?;
         let (mut left, mut under_way, mut answers) = (traffic.flows as usize, 0_u64, 0);
         let mut last = Instant::now();
-        while left > 0 || under_way > 0 {
+        let give_up = last + ROUND_PATIENCE + FLOW_PATIENCE * traffic.flows;
+        while (left > 0 || under_way > 0) && last < give_up {
             if stop.load(Ordering::Relaxed) {
                 return Err(PerfError::Stopped);
             }
@@ -158,6 +168,7 @@ impl Ends {
                 last = Instant::now();
             } else if last.elapsed() > PATIENCE {
                 under_way = 0;
+                last = Instant::now();
             }
         }
         Ok(answers.min(u64::from(traffic.flows)))

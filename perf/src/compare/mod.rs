@@ -135,7 +135,12 @@ fn entries(plan: &Plan, scripts: &Scripts) -> Result<(Vec<Entry>, Vec<Skipped>),
         for peer in &plan.peers {
             let mut able = Vec::new();
             for &flows in &plan.flows {
-                match scripts.refusal(peer, job, flows)? {
+                let refusal = if flows > job.most_flows() {
+                    Some(format!("the job has room for {} flows", job.most_flows()))
+                } else {
+                    scripts.refusal(peer, job, flows)?
+                };
+                match refusal {
                     None => able.push(flows),
                     Some(why) => {
                         skipped.push(Skipped { peer: peer.clone(), job, flows: Some(flows), why });
@@ -220,7 +225,6 @@ impl Bench<'_> {
             let (peer, job, seen) = (entry.peer.clone(), entry.job, bed.prove()?);
             self.proofs.push(Proof { peer, job, seen });
         }
-        let workers = bed.workers()?;
         for &flows in &entry.flows {
             let traffic = entry.job.traffic(flows);
             let timed = self.plan.flows.first() == Some(&flows);
@@ -239,7 +243,8 @@ impl Bench<'_> {
             if timed {
                 bed.tune(Aim::Throughput)?;
             }
-            let workers = if timed { bed.workers()? } else { workers.clone() };
+            // The kernel's are others than before.
+            let workers = bed.workers()?;
             let overload = Overload { workers, window: self.plan.window, generator_ns };
             let window = on_a_thread(|| Stream::open(&traffic)?.overload(&overload, stop))?;
             self.samples.push(Sample {
