@@ -175,6 +175,13 @@ fn own_folder() -> Option<PathBuf> {
     Some(std::env::current_exe().ok()?.parent()?.to_owned())
 }
 
+/// The path of one of Overlane's programs: in `OVERLANE_BIN`, or beside this one.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let folder = std::env::var_os("OVERLANE_BIN").map(PathBuf::from).or_else(own_folder);
+    folder.map_or_else(|| name.into(), |folder| folder.join(name))
+}
+
 /// The bed is this process's for as long as this lives.
 #[derive(Debug)]
 pub struct Reserved(#[allow(dead_code, reason = "held, and let go of by the end")] Flock<File>);

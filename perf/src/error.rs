@@ -164,4 +164,7 @@ pub enum PerfError {
     /// The person has had enough.
     #[error("stopped")]
     Stopped,
+    /// Options that do not go together.
+    #[error("{0}")]
+    Arguments(String),
 }

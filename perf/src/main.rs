@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use overlane_perf::about::{About, Document};
 use overlane_perf::baseline::Baseline;
+use overlane_perf::bed_commands::{LatencyArguments, NdrArguments, SoakArguments};
 use overlane_perf::child::{Cluster, Forward};
 use overlane_perf::compare::CompareArguments;
 use overlane_perf::error::PerfError;
@@ -16,7 +17,9 @@ use overlane_perf::pipeline::{self, Plan};
 use overlane_perf::scenario::Scenario;
 use overlane_perf::traffic::Size;
 use overlane_perf::wire_commands::{GenerateArguments, ReceiveArguments, ReflectArguments};
-use overlane_perf::{compare, connections, forward, namespace, report, services, steady, tables};
+use overlane_perf::{
+    compare, connections, forward, latency, namespace, ndr, report, services, soak, steady, tables,
+};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -167,14 +170,39 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Makes one HTML page, with plots, of results that other commands wrote with -o json.
+    /// Searches the no-drop rate of a forwarder on the bed.
+    Ndr {
+        #[command(flatten)]
+        ndr: NdrArguments,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Takes the time of packets through a forwarder on the bed, at parts of its no-drop rate.
+    Latency {
+        #[command(flatten)]
+        latency: LatencyArguments,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Sends through a forwarder on the bed for hours; fails on loss, leaks and counters that do not
+    /// close.
+    Soak {
+        #[command(flatten)]
+        soak: SoakArguments,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Makes one HTML page, with plots, of results that other commands wrote with -o json; without
+    /// any it measures first, for some ten minutes, as root with a comparison and latencies.
     Report {
         /// The results.
-        #[arg(required = true)]
         results: Vec<PathBuf>,
         /// The page.
         #[arg(long, default_value = "overlane-report.html")]
         page: PathBuf,
+        /// Where results go that are measured now.
+        #[arg(long, default_value = "overlane-results")]
+        folder: PathBuf,
     },
     /// The same job through Overlane and through other forwarders, in interleaved rounds of one run.
     Compare {
@@ -277,10 +305,7 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             raw(&forward::Plan { inside, outside, cpu, duration }, netns.as_deref(), &output)
         }
         Command::Generate { generate, output } => {
-            if let Err(error) = generate.check() {
-                eprintln!("overlane-perf: {error}");
-                return Err(ExitCode::from(2));
-            }
+            generate.check().map_err(|error| wrong(&error))?;
             stopped_by_signal().and_then(|stop| generate.run(&stop)).map(|generated| {
                 let shown = show("generate", &generated, &generated.table(), &output);
                 if generated.sent.frames > 0 { shown } else { ExitCode::FAILURE }
@@ -292,7 +317,23 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
         Command::Reflect { reflect, output } => stopped_by_signal()
             .and_then(|stop| reflect.run(&stop))
             .map(|reflected| show("reflect", &reflected, &reflected.table(), &output)),
-        Command::Report { results, page } => report_page(&results, &page),
+        Command::Ndr { ndr, output } => {
+            let plan = ndr.plan().map_err(|error| wrong(&error))?;
+            stopped_by_signal().and_then(|stop| ndr::run(&plan, &stop)).map(|found| {
+                let shown = show("ndr", &found, &found.table(), &output);
+                if found.is_whole() { shown } else { ExitCode::FAILURE }
+            })
+        }
+        Command::Latency { latency, output } => stopped_by_signal()
+            .and_then(|stop| latency::run(&latency.plan(), &stop))
+            .map(|report| show("latency", &report, &report.table(), &output)),
+        Command::Soak { soak, output } => {
+            stopped_by_signal().and_then(|stop| soak::run(&soak.plan(), &stop)).map(|report| {
+                let shown = show("soak", &report, &report.table(), &output);
+                if report.faults().is_empty() { shown } else { ExitCode::FAILURE }
+            })
+        }
+        Command::Report { results, page, folder } => report_page(results, &page, &folder),
         Command::Compare { compare: arguments, output } => stopped_by_signal()
             .and_then(|stop| compare::run(&arguments.plan(), &stop))
             .map(|comparison| show("compare", &comparison, &comparison.table(), &output)),
@@ -336,13 +377,23 @@ fn instructions(
     Ok(if comparison.passes() { shown } else { ExitCode::FAILURE })
 }
 
-fn report_page(results: &[PathBuf], page: &Path) -> Result<ExitCode, PerfError> {
+fn report_page(results: Vec<PathBuf>, page: &Path, folder: &Path) -> Result<ExitCode, PerfError> {
+    let results = match results.is_empty() {
+        true => report::measure(folder, &*stopped_by_signal()?)?,
+        false => results,
+    };
     let results: Vec<_> =
         results.iter().map(|path| report::read(path)).collect::<Result<_, _>>()?;
     std::fs::write(page, report::page(&results)?)
         .map_err(|source| PerfError::File { path: page.into(), source })?;
     println!("{}", page.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is asked for is wrong.
+fn wrong(error: &PerfError) -> ExitCode {
+    eprintln!("overlane-perf: {error}");
+    ExitCode::from(2)
 }
 
 /// Writes the result of the command `kind`; as JSON with what it was measured on.

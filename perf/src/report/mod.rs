@@ -5,9 +5,11 @@
 //! ```
 //!
 //! - `charts`: the plots.
+//! - `measured`: the results of a run of its own.
 //! - `sections`: what of a result is shown, by the command that it comes from.
 
 mod charts;
+mod measured;
 mod sections;
 
 use std::path::Path;
@@ -17,6 +19,7 @@ use serde_json::Value;
 
 use crate::about::{About, Document};
 use crate::error::PerfError;
+pub use measured::measure;
 
 /// A result of any command.
 pub type Result = Document<Value>;
@@ -143,7 +146,67 @@ fn civil(mut days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn result(kind: &str, result: Value) -> Result {
+        Document { about: About::now(), kind: kind.to_owned(), result }
+    }
+
+    fn pipeline(stages: Value) -> Value {
+        let spread = json!({ "median": 50.0, "least": 49.0, "most": 51.0 });
+        let row = |flows: usize| {
+            let cost = json!({
+                "total_ns": spread, "ports_ns": spread, "packets": 1, "mpps": 20.0,
+            });
+            json!({
+                "scenario": "<dnat & geneve>", "flows": flows, "size": "64", "order": "random",
+                "workers": 1, "cost": cost, "target_ns": 55.0, "instructions": [900.0, 178.0],
+                "stages": stages,
+            })
+        };
+        let memory = json!({ "l1_ns": 1.0, "l2_ns": 3.0, "l3_ns": 9.0, "dram_ns": 90.0 });
+        json!({ "memory": memory, "rows": [row(1), row(1000)] })
+    }
+
+    #[test]
+    fn a_page_shows_each_result_and_what_it_was_measured_on() {
+        let stages = json!([
+            { "name": "receive", "instructions": 160.0, "share": 0.2 },
+            { "name": "route", "instructions": 640.0, "share": 0.8 },
+        ]);
+        let latency =
+            json!({ "min": 1, "p50": 2, "p90": 3, "p99": 4, "p99_9": 5, "p99_99": 6, "max": 7 });
+        let point = json!({
+            "part": 0.5, "round_trip": false, "load_pps": 1e5, "sent": 1000, "received": 1000,
+            "reordered": 0, "generator_late_ns": 100, "latency": latency,
+            "curve": [[0.0, 900], [0.5, 1000], [0.99, 4000], [1.0, 7000]],
+        });
+        let latency = json!({
+            "peer": "overlane", "job": "snat", "flows": 1000, "size": "64", "ndr_pps": 5e5,
+            "ndr_searched": true, "points": [point],
+        });
+        let page =
+            page(&[result("pipeline", pipeline(stages)), result("latency", latency)]).unwrap();
+        assert_eq!(page.matches("<svg").count(), 3, "flows, stages, percentiles");
+        assert!(page.contains(&About::now().kernel));
+        assert!(page.contains("&lt;dnat &amp; geneve&gt;"), "text is escaped");
+        assert!(!page.contains("<dnat"), "in plots, too");
+        assert!(!page.contains("http://") || page.matches("http://").count() == 3, "only xmlns");
+    }
+
+    #[test]
+    fn results_of_other_commands_are_shown_as_they_are() {
+        let page = page(&[result("steady", json!({ "a": [1, 2] }))]).unwrap();
+        assert!(page.contains("all figures") && page.contains("steady"));
+    }
+
+    #[test]
+    fn a_result_of_another_version_is_named() {
+        let error = page(&[result("pipeline", json!({ "rows": 1 }))]).unwrap_err().to_string();
+        assert!(error.contains("pipeline") && error.contains("another version"), "{error}");
+    }
 
     #[test]
     fn days_are_counted_as_the_calendar_does() {

@@ -9,7 +9,7 @@ pub mod binary;
 pub mod load;
 pub mod mlr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Bounds within which loads are searched, packets a second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -21,7 +21,7 @@ pub struct Range {
 }
 
 /// How a search for one loss ratio ended.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "end")]
 pub enum Outcome {
     /// The throughput lies between two loads.

@@ -1,0 +1,268 @@
+//! A forwarder on the bed as something that trials are made of: a generator in the pod, the forwarder,
+//! a sink on the wire.
+//!
+//! ```text
+//! one way:    live frames -> pod0 -> forwarder -> wire0: sink that takes times
+//! round trip: live frames -> pod0 -> forwarder -> wire0: reflector
+//!                  sink <- pod0 <- forwarder <-
+//! ```
+//! Every packet has a stamp with the time at which it was due, so that packets which had to wait for
+//! the generator count the wait as theirs (no coordinated omission), and others' packets are not
+//! counted at all. The sink runs where the forwarder sends: its time, some 80 ns a packet, is in what
+//! the forwarder costs here.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use overlane_dataplane::io::af_xdp::Umem;
+
+use crate::bed::{Aim, Bed, Job, OTHER_CPU, POD, Scripts, WIRE};
+use crate::ends::Ends;
+use crate::error::PerfError;
+use crate::live::{LiveFrames, Running};
+use crate::meter::Task;
+use crate::namespace;
+use crate::progress::Progress;
+use crate::sent::Sent;
+use crate::sink::{Sink, Sunk};
+use crate::station::{Station, Until};
+use crate::threads::pin;
+use crate::traffic::{Size, Traffic};
+use crate::trial::{Measurer, Trial};
+
+/// How long the sink must have been quiet before a trial is over.
+const QUIET: Duration = Duration::from_millis(30);
+/// After so long it is over in any case.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often counters are looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// The forwarder: the name of its script.
+    pub peer: String,
+    /// What it does.
+    pub job: Job,
+    /// In how many flows.
+    pub flows: u32,
+    /// With frames of that size.
+    pub size: Size,
+}
+
+impl Subject {
+    /// What the pod sends at `rate` packets a second; none: flat out.
+    #[must_use]
+    pub fn traffic(&self, rate: Option<f64>) -> Traffic {
+        Traffic { size: self.size, rate, stamp: true, ..self.job.traffic(self.flows) }
+    }
+}
+
+/// A forwarder that is up, with its flows open in both directions.
+#[derive(Debug)]
+pub struct Path<'a> {
+    subject: Subject,
+    bed: Bed<'a>,
+    stop: &'a AtomicBool,
+}
+
+/// A trial with the times that its packets took.
+#[derive(Debug, Clone)]
+pub struct Timed {
+    /// What became of the packets.
+    pub trial: Trial,
+    /// Of those that had a larger sequence number in front of them.
+    pub reordered: u64,
+    /// From when each was due until it arrived, nanoseconds.
+    pub times: Histogram<u64>,
+    /// How far behind its schedule the generator was at most, nanoseconds: in the times, too.
+    pub generator_late_ns: u64,
+}
+
+impl<'a> Path<'a> {
+    /// Puts the forwarder on the bed and opens its flows.
+    ///
+    /// # Errors
+    /// [`PerfError`]: it cannot be had, does not do its job, or the person has had enough.
+    pub fn open(
+        scripts: &'a Scripts,
+        subject: Subject,
+        aim: Aim,
+        memory: &Umem,
+        stop: &'a AtomicBool,
+    ) -> Result<Self, PerfError> {
+        if let Some(why) = scripts.refusal(&subject.peer, subject.job, subject.flows)? {
+            return Err(PerfError::Missed(format!("{} cannot be measured: {why}", subject.peer)));
+        }
+        let bed = Bed::with(scripts, &subject.peer, subject.job, subject.flows)?;
+        bed.tune(aim)?;
+        let traffic = subject.job.traffic(subject.flows);
+        on_a_thread(|| Ends::open(memory)?.prime(&traffic, stop).map(|_| ()))?;
+        Ok(Self { subject, bed, stop })
+    }
+
+    /// Takes everything down.
+    ///
+    /// # Errors
+    /// [`PerfError::Peer`]: something may be left.
+    pub fn close(self) -> Result<(), PerfError> {
+        self.bed.down()
+    }
+
+    /// The threads that do the work.
+    ///
+    /// # Errors
+    /// [`PerfError::Peer`]
+    pub fn workers(&self) -> Result<Vec<Task>, PerfError> {
+        self.bed.workers()
+    }
+
+    /// What the generator does flat out, packets a second, whatever becomes of them.
+    ///
+    /// # Errors
+    /// [`PerfError`]
+    pub fn generator_pps(&self) -> Result<f64, PerfError> {
+        let traffic = self.subject.traffic(None);
+        let sent = on_a_thread(|| {
+            let running = start(&traffic)?;
+            self.wait(Duration::from_millis(500))?;
+            running.stop()
+        })?;
+        Ok(offered(&sent) as f64 / sent.seconds.max(1e-9))
+    }
+
+    /// Offers `load_pps` for `duration` and takes the time of each packet until it is on the wire.
+    ///
+    /// # Errors
+    /// [`PerfError`]
+    pub fn one_way(&self, load_pps: f64, duration: Duration) -> Result<Timed, PerfError> {
+        on_a_thread(|| self.timed(load_pps, duration, WIRE))
+    }
+
+    /// Has `work` take round trips: offers a load for a duration, with the other end sending all of it
+    /// back, and takes the time of each packet until it is back in the pod.
+    ///
+    /// # Errors
+    /// [`PerfError`]: what `work` says, or the reflector.
+    pub fn round_trips<T>(
+        &self,
+        work: impl FnOnce(&dyn Fn(f64, Duration) -> Result<Timed, PerfError>) -> Result<T, PerfError>,
+    ) -> Result<T, PerfError> {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            let reflector = scope.spawn(|| reflect(&over, ready));
+            // Without an answer it has failed, and says why at its end.
+            let done = match is_ready.recv() {
+                Ok(()) => work(&|load, duration| on_a_thread(|| self.timed(load, duration, POD))),
+                Err(_) => Err(PerfError::Thread),
+            };
+            over.store(true, Ordering::Relaxed);
+            reflector.join().unwrap_or(Err(PerfError::Thread)).and(done)
+        })
+    }
+
+    /// From the pod to the sink at `place`.
+    fn timed(
+        &self,
+        load_pps: f64,
+        duration: Duration,
+        place: (&str, &str),
+    ) -> Result<Timed, PerfError> {
+        namespace::enter(Some(place.0))?;
+        let sink = Sink::attach_timing(place.1)?;
+        let running = start(&self.subject.traffic(Some(load_pps)))?;
+        let waited = self.wait(duration);
+        let sent = running.stop()?;
+        waited?;
+        let sunk = self.settled(&sink)?;
+        let trial = Trial {
+            load_pps,
+            offered_pps: offered(&sent) as f64 / sent.seconds.max(1e-9),
+            seconds: sent.seconds,
+            sent: offered(&sent),
+            received: sunk.timed,
+        };
+        Ok(Timed {
+            trial,
+            reordered: sunk.reordered,
+            times: sink.latencies()?,
+            generator_late_ns: sent.late_ns,
+        })
+    }
+
+    /// What the sink has when nothing comes any more.
+    fn settled(&self, sink: &Sink) -> Result<Sunk, PerfError> {
+        let give_up = Instant::now() + PATIENCE;
+        let (mut before, mut since) = (sink.counters()?, Instant::now());
+        while since.elapsed() < QUIET && Instant::now() < give_up {
+            self.wait(LOOK)?;
+            let now = sink.counters()?;
+            if now.timed != before.timed {
+                (before, since) = (now, Instant::now());
+            }
+        }
+        Ok(before)
+    }
+
+    /// Waits, unless the person has had enough.
+    ///
+    /// # Errors
+    /// [`PerfError::Stopped`]
+    pub fn wait(&self, duration: Duration) -> Result<(), PerfError> {
+        let end = Instant::now() + duration;
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(PerfError::Stopped);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(LOOK));
+        }
+    }
+}
+
+impl Measurer for Path<'_> {
+    fn trial(&mut self, load_pps: f64, duration: Duration) -> Result<Trial, PerfError> {
+        self.one_way(load_pps, duration).map(|timed| timed.trial)
+    }
+}
+
+/// Frames that were to be sent: a veth refuses what its other side has no room for, and that is the
+/// forwarder's loss.
+fn offered(sent: &Sent) -> u64 {
+    sent.frames + sent.refused
+}
+
+/// Starts the generator in the pod. The thread is in the pod's namespace afterwards.
+///
+/// # Errors
+/// [`PerfError`]
+pub fn start(traffic: &Traffic) -> Result<Running, PerfError> {
+    namespace::enter(Some(POD.0))?;
+    LiveFrames::start(traffic, POD.1, Some(OTHER_CPU), None)
+}
+
+/// Sends back what arrives on the wire until it is over.
+fn reflect(over: &AtomicBool, ready: std::sync::mpsc::Sender<()>) -> Result<(), PerfError> {
+    pin(Some(OTHER_CPU))?;
+    namespace::enter(Some(WIRE.0))?;
+    let mut station = Station::receiver(WIRE.1, true)?;
+    // Whoever waited has gone: so will this.
+    let _ = ready.send(());
+    station.reflect(&Until::stopped(over), &Progress::default()).map(|_| ())
+}
+
+/// On a thread of its own, which may enter namespaces, and on the CPU of those who do not forward.
+///
+/// # Errors
+/// What `work` says.
+pub fn on_a_thread<T: Send>(
+    work: impl FnOnce() -> Result<T, PerfError> + Send,
+) -> Result<T, PerfError> {
+    let pinned = || pin(Some(OTHER_CPU)).and_then(|()| work());
+    std::thread::scope(|scope| scope.spawn(pinned).join().unwrap_or(Err(PerfError::Thread)))
+}
