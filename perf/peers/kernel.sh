@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the kernel's peers share: forwarding between the pod's veth and a vxlan device or the uplink,
+# What the kernel's peers share: forwarding between the pod's veth and a tunnel's device or the uplink,
 # by threads of its own. Source it behind lib.sh; a peer then only says how addresses are translated.
 
 # The threads that receive frames and carry them through to the far end: `threaded` NAPI.
@@ -14,8 +14,10 @@ workers() { napi_threads; }
 
 kernel_available() { # kernel_available JOB FLOWS
   local most
-  if [ "$1" = dnat-geneve ]; then say "this kernel has no geneve device"; return 1; fi
-  probe_link vxlan id 1 dstport 4789 || { say "this kernel has no vxlan device"; return 1; }
+  case $1 in
+    dnat-geneve) probe_link geneve id 1 remote 192.0.2.1 || { say "this kernel has no geneve device"; return 1; } ;;
+    dnat-vxlan) probe_link vxlan id 1 dstport 4789 || { say "this kernel has no vxlan device"; return 1; } ;;
+  esac
   # Room for connections is the machine's, not a namespace's: it is looked at, not changed.
   most=$(cat /proc/sys/net/netfilter/nf_conntrack_max 2> /dev/null || echo 0)
   if [ "$most" -lt $(($2 + $2 / 8)) ]; then
@@ -50,13 +52,17 @@ forward() {
   in_node sysctl -qw net.ipv4.ip_forward=1
   ip -n "$NODE_NS" neigh replace "$POD_IP" lladdr "$POD_MAC" dev podport nud permanent
   ip -n "$NODE_NS" route add "$POD_IP/32" dev podport
-  if [ "$1" = dnat-vxlan ]; then
-    # Without outer checksums, as the others.
-    ip -n "$NODE_NS" link add vxlan0 type vxlan id "$VNI" local "$NODE_IP" remote "$REMOTE_IP" \
-      dstport "$VXLAN_PORT" nolearning noudpcsum dev up0
-    ip -n "$NODE_NS" link set vxlan0 up
-    ip -n "$NODE_NS" neigh replace 169.254.2.1 lladdr "$REMOTE_GATEWAY_MAC" dev vxlan0 nud permanent
-    ip -n "$NODE_NS" route add 10.244.2.0/24 via 169.254.2.1 dev vxlan0 onlink
+  # Without outer checksums, as the others.
+  case $1 in
+    dnat-vxlan) ip -n "$NODE_NS" link add tunnel0 type vxlan id "$VNI" local "$NODE_IP" remote "$REMOTE_IP" \
+      dstport "$VXLAN_PORT" nolearning noudpcsum dev up0 ;;
+    dnat-geneve) ip -n "$NODE_NS" link add tunnel0 type geneve id "$VNI" remote "$REMOTE_IP" \
+      dstport "$GENEVE_PORT" noudpcsum ;;
+  esac
+  if [ "$1" != snat ]; then
+    ip -n "$NODE_NS" link set tunnel0 up
+    ip -n "$NODE_NS" neigh replace 169.254.2.1 lladdr "$REMOTE_GATEWAY_MAC" dev tunnel0 nud permanent
+    ip -n "$NODE_NS" route add 10.244.2.0/24 via 169.254.2.1 dev tunnel0 onlink
   fi
   for device in podport up0; do
     # Receive offload is what makes a veth without XDP receive by NAPI, which threads need.

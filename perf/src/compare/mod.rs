@@ -95,6 +95,13 @@ struct Entry {
 /// named in the result.
 pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Comparison, PerfError> {
     let scripts = Scripts::find()?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(PerfError::Missed("comparing makes network namespaces: it needs root".into()));
+    }
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        let what = "comparing needs two CPUs: one for the forwarder, one for everything else";
+        return Err(PerfError::Missed(what.into()));
+    }
     let (mut entries, skipped) = entries(plan, &scripts)?;
     let _reserved = Reserved::wait()?;
     let mut bench = Bench {
@@ -160,10 +167,16 @@ fn progress(steps: usize) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}, {eta} left: {msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    // How long it takes is known when something is done.
+    show_by(&bar, "{bar:30} {pos}/{len}: {msg}");
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
+}
+
+fn show_by(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
 }
 
 /// A comparison under way.
@@ -207,6 +220,7 @@ impl Bench<'_> {
                 }
             }
             self.progress.inc(1);
+            show_by(&self.progress, "{bar:30} {pos}/{len}, {eta} left: {msg}");
             if self.stop.load(Ordering::Relaxed) {
                 return Err(PerfError::Stopped);
             }
