@@ -247,7 +247,10 @@ mod tests {
             let output = skeleton.progs.ovl_sink.test_run(input).unwrap();
             assert_eq!(output.return_value, 2, "TC_ACT_SHOT");
         };
+        // Nothing is older than the clock, which begins when the machine does.
+        let oldest = monotonic_ns().unwrap();
         let ages = [1_000_000, 40_000_000, 1_000_000_000, 70_000_000_000_u64];
+        let ages = ages.map(|age| age.min(oldest));
         for (number, age) in ages.into_iter().enumerate() {
             let mut frame = vec![0; 60];
             let nanoseconds = monotonic_ns().unwrap().saturating_sub(age);

@@ -69,6 +69,9 @@ fn geneve(traffic: Traffic) -> Traffic {
 /// Fewer than a receiver has free frames for, so that none is lost while it waits for its CPU.
 const PACKETS: u64 = 4000;
 
+/// How long a receiver may take to look at all that is there; it ends when it has.
+const DRAIN: Duration = Duration::from_secs(20);
+
 /// Ends the others when a test fails, which would go on for ever.
 struct Stop<'a>(&'a AtomicBool);
 
@@ -81,7 +84,7 @@ impl Drop for Stop<'_> {
 /// Sends from `out` to `far`.
 fn one_way(traffic: &Traffic) -> (Sent, Received) {
     let (stop, progress) = (AtomicBool::new(false), Progress::default());
-    let until = Until { linger: Duration::from_secs(2), ..Until::stopped(&stop) };
+    let until = Until { linger: DRAIN, ..Until::stopped(&stop) };
     let mut receiver = Station::receiver("far", false).unwrap();
     let mut sender = Station::sender("out").unwrap();
     std::thread::scope(|scope| {
@@ -179,7 +182,7 @@ fn a_stream_that_was_tampered_with_is_counted_exactly() {
     let received = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| {
             let mut analysis = Analysis::new(true).unwrap();
-            let until = Until::stopped(&stop);
+            let until = Until { linger: DRAIN, ..Until::stopped(&stop) };
             receiver.run(None, Some(&mut analysis), &until, &Progress::default()).unwrap();
             analysis.report(receiver.kernel_drops())
         });
@@ -219,7 +222,7 @@ fn reflected_packets_all_come_back_also_in_a_tunnel() {
         let guard = Stop(&stop);
         let kinds = [modest(), v6(modest()), geneve(modest()), v6(geneve(modest()))];
         for traffic in &kinds {
-            let until = Until { linger: Duration::from_millis(500), ..Until::stopped(&stop) };
+            let until = Until { linger: Duration::from_secs(1), ..Until::stopped(&stop) };
             let mut analysis = Analysis::new(true).unwrap();
             let generator = Generator::new(traffic, Some(PACKETS)).unwrap();
             let sent = near.run(Some(generator), Some(&mut analysis), &until, &progress).unwrap();
@@ -243,7 +246,7 @@ fn live_frames_are_the_same_packets() {
     let mut receiver = Station::receiver("far", true).unwrap();
     for traffic in [modest(), Traffic { size: Size::Imix, ..modest() }, v6(geneve(modest()))] {
         stop.store(false, Ordering::Relaxed);
-        let until = Until::stopped(&stop);
+        let until = Until { linger: DRAIN, ..Until::stopped(&stop) };
         let (sent, received) = std::thread::scope(|scope| {
             let receiving = scope.spawn(|| {
                 let mut analysis = Analysis::new(true).unwrap();
