@@ -24,6 +24,7 @@ TEXT
 TESTS=(
   "geneve-device@6.1     6.1   bookworm          900  geneve-device.sh              -c 2 -m 1536"
   "pktgen@6.1            6.1   bookworm          900  pktgen.sh                     -c 2 -m 1536"
+  "peers@6.1             6.1   bookworm          900  peers.sh                      -c 2 -m 1536"
   "virtio-copy@6.12      6.12  bookworm-backports  900  virtio.sh copy                -c 2 -m 2048 -q 2"
   "virtio-zero-copy@6.18 6.18  trixie-backports    900  virtio.sh zero-copy           -c 2 -m 2048 -q 2"
 )
