@@ -258,6 +258,7 @@ impl GenerateArguments {
                 self.send_live(&traffic, stop, &progress)?
             } else {
                 let mut station = Station::sender(&place.interface)?;
+                is_ready("sending at", &place.interface);
                 let generator = crate::generate::Generator::new(&traffic, place.packets)?;
                 station.run(Some(generator), None, &place.until(stop), &progress)?
             };
@@ -275,6 +276,7 @@ impl GenerateArguments {
     ) -> Result<Sent, PerfError> {
         let place = &self.place;
         let running = LiveFrames::start(traffic, &place.interface, place.cpu, place.packets)?;
+        is_ready("sending at", &place.interface);
         let start = Instant::now();
         let is_over = || place.seconds.is_some_and(|duration| start.elapsed() >= duration);
         while !stop.load(Ordering::Relaxed) && !is_over() && !running.is_done() {
@@ -413,7 +415,7 @@ impl ReflectArguments {
     }
 }
 
-/// From now on nothing is missed.
+/// From now on nothing is missed, and a signal ends the command with its result.
 fn is_ready(what: &str, interface: &str) {
     eprintln!("overlane-perf: {what} {interface}");
 }

@@ -356,8 +356,7 @@ fn the_commands_work_in_their_namespaces_and_leave_nothing_behind() {
     assert_eq!(interrupted(sink)["frames"].as_u64(), Some(frames));
 
     for live in ["--live", ""] {
-        let child =
-            perf(&format!("generate out {live} --netns {one} {TO} -o json")).spawn().unwrap();
+        let child = started(&format!("generate out {live} --netns {one} {TO} -o json"));
         std::thread::sleep(Duration::from_millis(700));
         let sent = interrupted(child);
         assert!(sent["sent"]["frames"].as_u64().unwrap() > 0, "{sent}");
