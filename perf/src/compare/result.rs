@@ -361,10 +361,12 @@ impl Row {
         let trips = |value: fn(&RoundTrips) -> f64| {
             self.round_trips.as_ref().map_or("-".to_owned(), |trips| format!("{:.1}", value(trips)))
         };
-        let note = match self.disturbed {
-            0 => String::new(),
-            some => format!("{some} of {} disturbed", self.rounds),
-        };
+        let counted = |count: u64, what: &str| (count > 0).then(|| format!("{count} {what}"));
+        let notes = [
+            counted(self.disturbed as u64, &format!("of {} disturbed", self.rounds)),
+            counted(u64::from(self.repeated), "repeated"),
+        ];
+        let note = notes.into_iter().flatten().collect::<Vec<_>>().join(", ");
         [
             self.job.to_string(),
             self.flows.to_string(),
@@ -476,9 +478,10 @@ mod tests {
     fn a_window_that_does_not_count_is_named() {
         let mut slow = sample(0, "overlane", 1000, 1.0);
         slow.window.worker_ns /= 2;
+        slow.window.repeated = 2;
         let comparison = Comparison::new((1, 1), 1.0, &[1.0], vec![slow], vec![], vec![]);
         assert_eq!(comparison.rows[0].disturbed, 1);
-        assert!(comparison.table().contains("1 of 1 disturbed"));
+        assert!(comparison.table().contains("1 of 1 disturbed, 2 repeated"));
     }
 
     #[test]
