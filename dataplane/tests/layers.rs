@@ -282,7 +282,7 @@ fn crates_depend_downwards_only() {
         ("bpf", &["overlane-api"]),
         ("control", &["overlane-api"]),
         ("dataplane", &["overlane-api", "overlane-bpf"]),
-        ("perf", &["overlane-api", "overlane-dataplane"]),
+        ("perf", &["overlane-api", "overlane-bpf", "overlane-dataplane"]),
     ] {
         let text = std::fs::read_to_string(root().join(manifest).join("Cargo.toml")).unwrap();
         // The dataplane's benches use the scenarios of perf; its code and tests do not.

@@ -12,6 +12,7 @@
 use bytemuck::AnyBitPattern;
 
 use super::HalfId;
+use crate::packet::lanes;
 use crate::packet::prefetch::prefetch;
 use crate::packet::region::{Region, RegionError};
 
@@ -40,18 +41,13 @@ impl Bucket {
     /// All halves with this tag, ORed together: the half, when it is one.
     #[inline]
     fn probe(&self, tag: u32) -> u32 {
-        let mut found = 0;
-        for (there, half) in self.tags.iter().zip(&self.halves) {
-            // Without branches: the compiler compares all slots at once.
-            found |= u32::from(*there == tag).wrapping_neg() & half;
-        }
-        found
+        lanes::select(&self.tags, tag, &self.halves)
     }
 
     /// Are entries of this bucket in their second one?
     #[inline]
     fn has_away(&self) -> bool {
-        self.halves.iter().fold(0, |all, half| all | half) & AWAY != 0
+        lanes::all(&self.halves) & AWAY != 0
     }
 
     fn entries(&self) -> impl Iterator<Item = (usize, u32, HalfId)> + '_ {
@@ -162,7 +158,18 @@ impl Index {
     }
 
     /// The half with this hash that `is` the one.
+    #[inline]
     pub(super) fn find(&self, hash: u32, is: impl Fn(HalfId) -> bool) -> Option<HalfId> {
+        let first = &self.buckets[self.first(hash)];
+        // Mostly there is none: what opens a flow asks four times.
+        if first.probe(hash) & VALID == 0 && !first.has_away() {
+            return None;
+        }
+        self.find_one(hash, is)
+    }
+
+    #[inline(never)]
+    fn find_one(&self, hash: u32, is: impl Fn(HalfId) -> bool) -> Option<HalfId> {
         let in_bucket = |bucket: &Bucket| {
             bucket.entries().find(|(_, tag, half)| *tag == hash && is(*half)).map(|found| found.2)
         };

@@ -8,29 +8,63 @@
 #[derive(Debug, Clone)]
 pub struct Random {
     key: [u64; 2],
+    /// Numbers drawn.
     counter: u64,
+    /// Numbers that were foreseen and are not drawn yet, each at its count modulo [`AHEAD`].
+    foreseen: [u64; AHEAD],
+    /// Up to this count.
+    foreseen_to: u64,
 }
+
+/// Numbers that can be foreseen: as many as a vector has packets.
+const AHEAD: usize = 64;
 
 impl Random {
     /// `key` is to be random and secret, and another for each worker.
     #[must_use]
     pub fn new(key: [u64; 2]) -> Self {
-        Self { key, counter: 0 }
+        Self { key, counter: 0, foreseen: [0; AHEAD], foreseen_to: 0 }
+    }
+
+    /// The number after the next `count`, which stays the same when its turn comes. None: too far ahead.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "the remainder is below 64")]
+    pub fn foresee(&mut self, count: usize) -> Option<u64> {
+        if count >= AHEAD {
+            return None;
+        }
+        let at = self.counter + 1 + count as u64;
+        for next in self.foreseen_to.max(self.counter) + 1..=at {
+            self.foreseen[next as usize % AHEAD] = siphash(self.key, next);
+        }
+        self.foreseen_to = self.foreseen_to.max(at);
+        Some(self.foreseen[at as usize % AHEAD])
     }
 
     /// The next number.
     #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "the remainder is below 64")]
     pub fn number(&mut self) -> u64 {
         self.counter += 1;
+        if self.counter <= self.foreseen_to {
+            return self.foreseen[self.counter as usize % AHEAD];
+        }
         siphash(self.key, self.counter)
     }
 
-    /// A number below `limit`; 0 for a limit of 0. The bias is below one in 2^32.
+    /// A number below `limit`; 0 for a limit of 0.
     #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "below a limit of 32 bits")]
     pub fn below(&mut self, limit: u32) -> u32 {
-        (((self.number() >> 32) * u64::from(limit)) >> 32) as u32
+        below(self.number(), limit)
     }
+}
+
+/// A random number, scaled to less than `limit`; 0 for a limit of 0. The bias is below one in 2^32.
+#[inline]
+#[must_use]
+#[allow(clippy::cast_possible_truncation, reason = "below a limit of 32 bits")]
+pub const fn below(number: u64, limit: u32) -> u32 {
+    (((number >> 32) * limit as u64) >> 32) as u32
 }
 
 /// One SipRound ("SipHash: a fast short-input PRF", section 2.4).
@@ -81,6 +115,23 @@ mod tests {
         // vector for the message 00 01 .. 07.
         let key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
         assert_eq!(siphash(key, 0x0706_0504_0302_0100), 0x93f5_f579_9a93_2462);
+    }
+
+    #[test]
+    fn what_is_foreseen_comes_and_changes_nothing() {
+        let (mut one, mut other) = (Random::new([1, 2]), Random::new([1, 2]));
+        for round in 0..500_usize {
+            let ahead = (0..round % 70).map(|count| other.foresee(count)).collect::<Vec<_>>();
+            assert!(ahead.iter().take(AHEAD).all(Option::is_some));
+            assert!(ahead.iter().skip(AHEAD).all(Option::is_none));
+            for count in 0..round % 41 {
+                let number = one.number();
+                assert_eq!(other.number(), number);
+                if let Some(Some(foreseen)) = ahead.get(count) {
+                    assert_eq!(*foreseen, number);
+                }
+            }
+        }
     }
 
     #[test]

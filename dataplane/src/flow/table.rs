@@ -16,7 +16,7 @@ use super::timeouts::Timeouts;
 use super::{Direction, FlowId, HalfId};
 use crate::packet::drop::DropReason;
 use crate::packet::flow_key::{Address, FlowHash, FlowKey, Transport};
-use crate::packet::prefetch::prefetch;
+use crate::packet::prefetch::{prefetch, prefetch_whole};
 use crate::packet::region::{Region, RegionError};
 
 /// Most flows of one table.
@@ -122,6 +122,15 @@ impl<A: Address> Removed<A> {
 /// What [`FlowTable::probe`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Probe(Option<u32>);
+
+impl Probe {
+    /// Is there a half with the hash?
+    #[inline]
+    #[must_use]
+    pub const fn is_hit(self) -> bool {
+        self.0.is_some()
+    }
+}
 
 /// The flows of one family in one worker.
 #[derive(Debug)]
@@ -442,6 +451,7 @@ impl<A: Address> FlowTable<A> {
         if let Some(flow) = header.free.checked_sub(1).map(FlowId) {
             let forward = HalfId::new(flow, Direction::Forward);
             header.free = self.halves[forward.place()].tag();
+            self.prefetch_free();
             return Some(flow);
         }
         let flow = FlowId(header.used);
@@ -449,6 +459,18 @@ impl<A: Address> FlowTable<A> {
             header.used += 1;
             flow
         })
+    }
+
+    /// Asks for the entry that the next flow will take, which is a random one.
+    #[inline]
+    fn prefetch_free(&self) {
+        let Some(flow) = self.header[0].free.checked_sub(1).map(FlowId) else { return };
+        let forward = HalfId::new(flow, Direction::Forward);
+        for half in
+            self.halves.get(forward.place()..).into_iter().flat_map(|rest| rest.iter().take(2))
+        {
+            prefetch_whole(half);
+        }
     }
 
     fn give_entry_back(&mut self, flow: FlowId) {

@@ -54,9 +54,16 @@ impl Block {
     pub fn usable(self, range: PortRange) -> u64 {
         let first = self.first_port();
         (0..BLOCK_PORTS)
-            .filter(|bit| first + bit >= FIRST_PORT && range.contains(first + bit))
+            .filter(|bit| is_usable(first + bit, range))
             .fold(0, |all, bit| all | 1 << bit)
     }
+}
+
+/// May a port of `range` be given?
+#[inline]
+#[must_use]
+pub fn is_usable(port: u16, range: PortRange) -> bool {
+    port >= FIRST_PORT && range.contains(port)
 }
 
 /// Who owns the ports of one external address.

@@ -215,14 +215,17 @@ pub struct FlowHash {
 impl FlowHash {
     /// `seed` is to be random, and different for every table.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub const fn new(seed: u64) -> Self {
         let mut state = seed;
-        let secrets = std::array::from_fn(|_| {
+        let mut secrets = [0; 6];
+        let mut at = 0;
+        while at < secrets.len() {
             // The golden ratio's bits, so that equal steps are never equal words.
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let word = folded(state ^ 0x2d35_8dcc_aa6c_78a5, state.rotate_left(32) | 1);
-            folded(word ^ seed, 0xd6e8_feb8_6659_fd93) | 1
-        });
+            secrets[at] = folded(word ^ seed, 0xd6e8_feb8_6659_fd93) | 1;
+            at += 1;
+        }
         Self { secrets }
     }
 

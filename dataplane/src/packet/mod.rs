@@ -4,6 +4,7 @@ pub mod blocks;
 pub mod drop;
 pub mod flow_key;
 pub mod frame;
+pub mod lanes;
 pub mod meta;
 pub mod pool;
 pub mod prefetch;

@@ -4,6 +4,9 @@
 //! toolchain, and it is sound for every address, valid or not.
 #![allow(unsafe_code)]
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Asks for the cache line that holds `place` to be brought near, for reading.
 #[inline(always)]
 pub fn prefetch<T>(place: *const T) {
@@ -15,4 +18,16 @@ pub fn prefetch<T>(place: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
+}
+
+/// Asks for all lines of `place`, wherever in a line it begins.
+#[inline(always)]
+pub fn prefetch_whole<T>(place: *const T) {
+    let first = place.cast::<u8>();
+    for at in (0..size_of::<T>()).step_by(LINE) {
+        prefetch(first.wrapping_add(at));
+    }
+    if align_of::<T>() < LINE {
+        prefetch(first.wrapping_add(size_of::<T>().saturating_sub(1)));
+    }
 }

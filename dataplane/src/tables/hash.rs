@@ -17,6 +17,7 @@
 use std::hint::select_unpredictable;
 use std::sync::Arc;
 
+use crate::packet::lanes;
 use crate::packet::prefetch::prefetch;
 use crate::packet::region::Shared;
 
@@ -67,7 +68,7 @@ pub trait Bucket: Copy + Default + std::fmt::Debug + Send + Sync + 'static {
 }
 
 macro_rules! bucket {
-    ($(#[$doc:meta])* $name:ident, $key:ty, $slots:literal) => {
+    ($(#[$doc:meta])* $name:ident, $key:ty, $slots:literal, $select:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, Default)]
         #[repr(align(64))]
@@ -98,28 +99,36 @@ macro_rules! bucket {
 
             #[inline]
             fn find(&self, key: $key) -> Option<u32> {
-                let mut found = 0;
-                for slot in 0..$slots {
-                    // Without branches: which slot it is cannot be foretold.
-                    found |= select_unpredictable(self.keys[slot] == key, self.values[slot], 0);
-                }
+                let select: fn(&[$key; $slots], $key, &[u32; $slots]) -> u32 = $select;
+                let found = select(&self.keys, key, &self.values);
                 (found != 0 || self.values[$slots - 1] == 0).then_some(found)
             }
         }
     };
 }
 
+/// The value of `key` among those of a bucket; 0: it is not there.
+#[inline(always)]
+fn select<K: Key, const SLOTS: usize>(keys: &[K; SLOTS], key: K, values: &[u32; SLOTS]) -> u32 {
+    let mut found = 0;
+    for slot in 0..SLOTS {
+        // Without branches: which slot it is cannot be foretold.
+        found |= select_unpredictable(keys[slot] == key, values[slot], 0);
+    }
+    found
+}
+
 bucket!(
     /// Eight IPv4 addresses.
-    Bucket4, u32, 8
+    Bucket4, u32, 8, lanes::select
 );
 bucket!(
     /// Three IPv6 addresses.
-    Bucket6, u128, 3
+    Bucket6, u128, 3, select
 );
 bucket!(
     /// Five keys of 64 bits.
-    Bucket8, u64, 5
+    Bucket8, u64, 5, select
 );
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;

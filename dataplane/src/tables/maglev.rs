@@ -24,6 +24,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::packet::prefetch::prefetch;
+
 /// What the permutations start from: the same on every node, for good.
 const SEED: u64 = 0x6f76_6572_6c61_6e65;
 
@@ -219,6 +221,12 @@ impl Maglev {
         self.slots.get(self.slot(hash))
     }
 
+    /// Brings the slot near that [`Maglev::pick`] will read.
+    #[inline]
+    pub fn prefetch(&self, hash: u32) {
+        self.slots.prefetch(self.slot(hash));
+    }
+
     /// Which slot `hash` is for.
     #[inline]
     #[allow(clippy::cast_possible_truncation, reason = "the product's high half is below the size")]
@@ -257,6 +265,16 @@ impl Slots {
             ),
             16..=255 => Self::Byte(slots.iter().map(|slot| *slot as u8).collect()),
             _ => Self::Word(slots.into_boxed_slice()),
+        }
+    }
+
+    #[inline]
+    fn prefetch(&self, slot: usize) {
+        match self {
+            Self::Same(_) => {}
+            Self::Half(bytes) => prefetch(bytes.as_ptr().wrapping_add(slot / 2)),
+            Self::Byte(bytes) => prefetch(bytes.as_ptr().wrapping_add(slot)),
+            Self::Word(words) => prefetch(words.as_ptr().wrapping_add(slot)),
         }
     }
 

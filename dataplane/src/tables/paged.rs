@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::packet::prefetch::prefetch;
+use crate::packet::prefetch::prefetch_whole;
 
 const PAGE: usize = 32;
 
@@ -44,10 +44,7 @@ impl<T: Clone> Paged<T> {
     #[inline]
     pub fn prefetch(&self, index: u32) {
         let Some(element) = self.get(index) else { return };
-        let first = std::ptr::from_ref(element).cast::<u8>();
-        for line in (0..size_of::<T>()).step_by(64) {
-            prefetch(first.wrapping_add(line));
-        }
+        prefetch_whole(element);
     }
 
     /// The element at `index`, to be changed; its page is copied if another version has it.

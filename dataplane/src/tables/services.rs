@@ -25,6 +25,7 @@ use super::maglev::{Candidate, Maglev};
 use super::paged::Paged;
 use super::routes::Address;
 use crate::packet::meta::Route;
+use crate::packet::prefetch::{prefetch, prefetch_whole};
 
 /// The VIP number in the route of a service range: no service has the address.
 pub const UNASSIGNED: u32 = Route::MAX_INDEX;
@@ -243,11 +244,37 @@ impl<K: BackendAddress> Backends<K> {
     #[inline]
     #[must_use]
     pub fn choose(&self, scope: Scope, hash: u32) -> Option<Backend<K>> {
-        let choice = match scope {
+        self.list.get(self.choice(scope).pick(self.list.len(), hash)?).copied()
+    }
+
+    /// Brings near what [`Backends::prefetch_choice`] will read: this.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch_whole(self);
+    }
+
+    /// Brings near what says which backend is chosen.
+    #[inline]
+    pub fn prefetch_choice(&self, scope: Scope, hash: u32) {
+        if let Choice::Maglev(table) = self.choice(scope) {
+            table.prefetch(hash);
+        }
+    }
+
+    /// Brings the backend near that [`Backends::choose`] will read.
+    #[inline]
+    pub fn prefetch_chosen(&self, scope: Scope, hash: u32) {
+        let place = self.choice(scope).pick(self.list.len(), hash);
+        if let Some(backend) = place.and_then(|place| self.list.get(place)) {
+            prefetch(backend);
+        }
+    }
+
+    const fn choice(&self, scope: Scope) -> &Choice {
+        match scope {
             Scope::Cluster => &self.cluster,
             Scope::Local => &self.local,
-        };
-        self.list.get(choice.pick(self.list.len(), hash)?).copied()
+        }
     }
 
     /// The backend of that address and port, whatever it takes.

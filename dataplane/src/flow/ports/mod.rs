@@ -14,6 +14,7 @@
 //! ports.
 
 mod cooldown;
+mod foresight;
 mod pressure;
 mod quota;
 
@@ -24,14 +25,15 @@ use thiserror::Error;
 
 pub use cooldown::Ending;
 use cooldown::{Cooldown, Cooling};
+pub use foresight::Foreseen;
 use pressure::{Bitmap, Place, Pressure, bit, next_port};
 use quota::Quota;
 
-use super::random::Random;
+use super::random::{Random, below};
 use super::table::Removed;
 use super::tcp_state::FlowState;
 use super::timeouts::ticks;
-use crate::packet::blocks::{BLOCK_PORTS, BLOCKS, Block, BlockTable, FIRST_PORT};
+use crate::packet::blocks::{BLOCK_PORTS, BLOCKS, Block, BlockTable, FIRST_PORT, is_usable};
 use crate::packet::flow_key::{Address, FlowKey};
 use crate::packet::region::RegionError;
 
@@ -156,8 +158,13 @@ impl<A: Address> Pool<A> {
 
     /// Some port, or one near that is owned.
     fn random_port(&self, random: &mut Random) -> u16 {
+        self.port_of(random.number())
+    }
+
+    /// The port that a random number stands for.
+    fn port_of(&self, number: u64) -> u16 {
         let count = u32::try_from(self.blocks.len()).unwrap_or(0);
-        let number = random.below(count * 64);
+        let number = below(number, count * 64);
         let block = self.blocks.get(number as usize / 64);
         block.map_or(0, |block| block.first_port() + u16::try_from(number % 64).unwrap_or(0))
     }
@@ -181,10 +188,8 @@ impl<A: Address> Pool<A> {
 
     /// Takes the block of a port that a pod would like to keep, if nobody has it.
     fn claim_for(&mut self, worker: WorkerId, port: u16) {
-        let block = Block::of(port);
-        let is_free = self.table.owner(port).is_none() && !self.owns(port);
-        if is_free && block.usable(self.table.range()) & bit(port) != 0 {
-            self.claim_from(worker, block.number(), 1);
+        if is_usable(port, self.table.range()) && self.table.owner(port).is_none() {
+            self.claim_from(worker, Block::of(port).number(), 1);
         }
     }
 }

@@ -57,6 +57,20 @@ fn a_pods_own_port_is_kept_when_it_is_owned_and_free() {
 }
 
 #[test]
+fn ports_are_foreseen_as_they_will_be_given() {
+    let blocks = blocks(10240, 29999);
+    let (mut ports, pool) = allocator(&blocks);
+    assert_eq!(ports.claim(pool, 1000), 309);
+    let preferred = [80, 20000, 443, 1, 25000, 40000];
+    let mut ahead = Foreseen::default();
+    let foreseen = preferred.map(|port| ports.foresee(EXTERNAL, port, &mut ahead));
+    let mut taken = HashSet::new();
+    let given = preferred.map(|port| allocate(&mut ports, pool, &REMOTE, port, &mut taken).ok());
+    assert_eq!(foreseen, given);
+    assert_eq!(ports.foresee(EXTERNAL + 1, 80, &mut Foreseen::default()), None);
+}
+
+#[test]
 fn ports_below_1024_are_never_given() {
     let blocks = blocks(1, 1100);
     let (mut ports, pool) = allocator(&blocks);

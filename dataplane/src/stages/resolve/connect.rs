@@ -5,7 +5,7 @@ use overlane_api::WorkerId;
 
 use super::egress::Leaving;
 use super::family::Family;
-use super::{direct, egress, gateway, service};
+use super::{ahead, direct, egress, gateway, service};
 use crate::flow::flows::{DIRECT, Flows, HAS_PORT, VIA_PEER, take_back};
 use crate::flow::half::{Half, Way};
 use crate::flow::table::{InsertError, Opening};
@@ -33,6 +33,7 @@ const TRIES: u32 = 64;
 /// Looks again at the undecided packets that should have a flow and have none.
 #[inline(never)]
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+    ahead::phase(vector, cx);
     for (frame, meta) in vector.packets() {
         let wish = Wish::of(meta, cx);
         if wish == Wish::Nothing {
@@ -310,7 +311,12 @@ fn open<A: Family>(
         keeps_client = chosen.keeps_client;
         is_direct = chosen.is_direct;
     }
-    let route = to.destination.route(cx.tables);
+    let is_as_routed = tag == 0 && meta.route.target().is_underlay();
+    let route = if is_as_routed { meta.route } else { to.destination.route(cx.tables) };
+    if let Target::Peer(index) = route.target() {
+        // It is read when all flows of the vector are open.
+        cx.tables.peers.prefetch(index);
+    }
     let direct_way = direct::way(route, cx.tables).filter(|_| is_direct);
     // Nor does a backend here need another's address to answer by, if it may answer.
     keeps_client |= is_direct && matches!(route.target(), Target::Endpoint(_));
@@ -399,7 +405,7 @@ pub(super) fn insert_answering_as<A: Family>(
 }
 
 /// The VIP that the packet is to, if it is to one.
-fn vip<A: Family>(key: &FlowKey<A>, meta: &Meta, cx: &Context<'_>) -> Option<u32> {
+pub(super) fn vip<A: Family>(key: &FlowKey<A>, meta: &Meta, cx: &Context<'_>) -> Option<u32> {
     match meta.route.target() {
         Target::Service(vip) => Some(vip),
         _ if meta.is_node_port => key.destination.vip(cx.tables),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::family::Family;
 use super::gateway;
 use crate::flow::flows::{FOR_PEER, Flows, HAS_PORT, VIA_PEER, take_back};
-use crate::flow::ports::Remote;
+use crate::flow::ports::{Foreseen, Remote};
 use crate::flow::table::Removed;
 use crate::packet::drop::DropReason;
 use crate::packet::flow_key::{FlowKey, Transport};
@@ -20,6 +20,27 @@ pub(super) struct Leaving {
     pub(super) marks: u16,
     /// Its way, if that is not its destination's: to the peer that holds its gateway.
     pub(super) way: Option<Route>,
+}
+
+/// Guesses what answers new flows out of the cluster will have, for [`super::ahead`]: those of this
+/// node's own address, while their ports are easy to find.
+#[derive(Debug, Default)]
+pub(super) struct Foresight {
+    ports: Foreseen,
+}
+
+impl Foresight {
+    /// The key of the next flow's answers.
+    pub(super) fn answer<A: Family>(
+        &mut self,
+        key: &FlowKey<A>,
+        cx: &mut Context<'_>,
+    ) -> Option<FlowKey<A>> {
+        let own = A::own(cx.tables);
+        let port = A::parts(cx.flows).1.foresee(own, key.source_port, &mut self.ports)?;
+        let (address, port_there) = (key.destination, key.destination_port);
+        Some(Remote { address, port: port_there, protocol: key.protocol }.answer(own, port))
+    }
 }
 
 /// Gives the flow with `key`, that would leave as `to`, the source that the egress rules say: another

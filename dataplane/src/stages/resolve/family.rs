@@ -27,6 +27,8 @@ pub(super) trait Family: Address + BackendAddress {
     fn from_network(bytes: &[u8]) -> Option<Self>;
     /// What has the address.
     fn route(self, tables: &Snapshot) -> Route;
+    /// Brings near what [`Family::route`] will read.
+    fn prefetch_route(self, tables: &Snapshot);
     /// The VIP number of the address; none: it is no service's.
     fn vip(self, tables: &Snapshot) -> Option<u32>;
     /// Is it another node's own address?
@@ -60,6 +62,9 @@ impl Family for u32 {
     }
     fn route(self, tables: &Snapshot) -> Route {
         tables.routes.v4.get(self)
+    }
+    fn prefetch_route(self, tables: &Snapshot) {
+        tables.routes.v4.prefetch(self);
     }
     fn vip(self, tables: &Snapshot) -> Option<u32> {
         tables.services.vip4(self)
@@ -99,6 +104,9 @@ impl Family for u128 {
     }
     fn route(self, tables: &Snapshot) -> Route {
         tables.routes.v6.get(self)
+    }
+    fn prefetch_route(self, tables: &Snapshot) {
+        tables.routes.v6.prefetch(self);
     }
     fn vip(self, tables: &Snapshot) -> Option<u32> {
         tables.services.vip6(self)

@@ -8,11 +8,10 @@ use crate::flow::flows::Flows;
 use crate::packet::drop::DropReason;
 use crate::packet::flow_key::{FlowHash, FlowKey, Transport};
 use crate::stages::Context;
-use crate::tables::services::{Backend, ServiceEntry, UNASSIGNED};
+use crate::tables::services::{Backend, Backends, ServiceEntry, ServiceTables, UNASSIGNED};
 
-/// Seed of the hash that chooses backends: the same on every node and worker, so that they choose
-/// alike.
-const SEED: u64 = 0x6d61_676c_6576_0001;
+/// The hash that chooses backends: the same on every node and worker, so that they choose alike.
+const HASH: FlowHash = FlowHash::new(0x6d61_676c_6576_0001);
 
 /// Where a new flow to a service goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +98,72 @@ pub(super) fn choose<A: Family>(
     Ok(Chosen { service, life, address, port, keeps_client, is_direct })
 }
 
+/// The service that a new flow goes to, for [`super::ahead`]: what [`choose`] will read of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Likely {
+    service: u32,
+    kind: FrontendKind,
+    inside: bool,
+}
+
+/// The service at VIP number `vip` that the flow goes to; it is asked for.
+pub(super) fn likely<A: Family>(
+    key: &FlowKey<A>,
+    vip: u32,
+    inside: bool,
+    services: &ServiceTables,
+) -> Option<Likely> {
+    let frontend = services.frontend(vip, key.protocol, key.destination_port)?;
+    services.prefetch_service(frontend.service);
+    Some(Likely { service: frontend.service, kind: frontend.kind, inside })
+}
+
+impl Likely {
+    /// Asks for the list of backends.
+    pub(super) fn prefetch_backends<A: Family>(self, services: &ServiceTables) {
+        if let Some(service) = services.service(self.service) {
+            A::backends(service).prefetch();
+        }
+    }
+
+    /// How one of them is chosen.
+    pub(super) fn choice<'a, A: Family>(
+        self,
+        key: &FlowKey<A>,
+        services: &'a ServiceTables,
+    ) -> Option<LikelyChoice<'a, A>> {
+        let service = services.service(self.service)?;
+        let hash = if self.inside { hash(key) } else { hash_of_client(key, service) };
+        let scope = service.scope(self.kind, self.inside);
+        Some(LikelyChoice { backends: A::backends(service), scope, hash })
+    }
+}
+
+/// How a backend is chosen, unless it is by lot or the client has one already.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LikelyChoice<'a, A> {
+    backends: &'a Backends<A>,
+    scope: Scope,
+    hash: u32,
+}
+
+impl<A: Family> LikelyChoice<'_, A> {
+    /// Asks for what says which.
+    pub(super) fn prefetch_slot(&self) {
+        self.backends.prefetch_choice(self.scope, self.hash);
+    }
+
+    /// Asks for it.
+    pub(super) fn prefetch_backend(&self) {
+        self.backends.prefetch_chosen(self.scope, self.hash);
+    }
+
+    /// It.
+    pub(super) fn backend(&self) -> Option<Backend<A>> {
+        self.backends.choose(self.scope, self.hash)
+    }
+}
+
 /// Do the backends of the service that a packet from outside is to see the client's own address? If so:
 /// the address of the one that would be chosen today, if there is one.
 pub(super) fn local<A: Family>(key: &FlowKey<A>, vip: u32, cx: &Context<'_>) -> Option<Option<A>> {
@@ -141,7 +206,7 @@ fn hash_of_client<A: Family>(key: &FlowKey<A>, service: &ServiceEntry) -> u32 {
 }
 
 fn hash<A: Family>(key: &FlowKey<A>) -> u32 {
-    FlowHash::new(SEED).of(key)
+    HASH.of(key)
 }
 
 /// May a flow to a backend go on by the tables of today? Its service must be the same; a TCP
