@@ -1,8 +1,21 @@
-//! The ports on which programs of the node listen, from procfs (`proc_net_tcp` in the kernel's
-//! documentation). The files have the format since Linux 2.0.
+//! The ports on which programs of the node listen, from the kernel's socket diagnosis (sock_diag(7)),
+//! which looks at listening sockets only; where a kernel has none, from procfs (`proc_net_tcp` in the
+//! kernel's documentation). To make those files the kernel walks its whole table of connections: 4 ms
+//! each on a machine of 24 GiB, in which nothing else runs on that CPU.
 
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::process::Process;
 use crate::tables::host_ports::HostPorts;
@@ -29,7 +42,83 @@ impl Process {
             return false;
         }
         self.host_sockets.next = Some(now + INTERVAL);
-        self.compiler.set_host_ports(listening(Path::new("/proc/net")))
+        self.compiler.set_host_ports(host_ports())
+    }
+}
+
+/// Bytes of one answer of the kernel's; it fills at most 32 KiB.
+const ANSWER_BYTES: usize = 64 << 10;
+
+/// How long the kernel may take to answer, seconds.
+const ANSWER_S: i64 = 1;
+
+/// What takes packets from anybody: TCP listening, UDP not connected.
+const QUESTIONS: [(u8, u8, StateFlags); 4] = [
+    (AF_INET, IPPROTO_TCP, StateFlags::LISTEN),
+    (AF_INET6, IPPROTO_TCP, StateFlags::LISTEN),
+    (AF_INET, IPPROTO_UDP, StateFlags::CLOSE),
+    (AF_INET6, IPPROTO_UDP, StateFlags::CLOSE),
+];
+
+/// The ports of the calling thread's network namespace.
+fn host_ports() -> HostPorts {
+    diagnosed().unwrap_or_else(|error| {
+        tracing::debug!(%error, "no socket diagnosis, reading /proc/net");
+        listening(Path::new("/proc/net"))
+    })
+}
+
+/// Asks the kernel for the sockets.
+fn diagnosed() -> io::Result<HostPorts> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_S))?;
+    let mut ports = Vec::new();
+    for (family, protocol, states) in QUESTIONS {
+        ask(&socket, family, protocol, states)?;
+        answers(&socket, &mut ports)?;
+    }
+    Ok(ports.into_iter().collect())
+}
+
+fn ask(socket: &Socket, family: u8, protocol: u8, states: StateFlags) -> io::Result<()> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    let extensions = ExtensionFlags::empty();
+    let request = InetRequest { family, protocol, extensions, states, socket_id };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0).map(|_| ())
+}
+
+/// Takes the answers to one question.
+fn answers(socket: &Socket, ports: &mut Vec<u16>) -> io::Result<()> {
+    let unreadable = || io::Error::other("an answer of the kernel's cannot be read");
+    let mut buffer = Vec::with_capacity(ANSWER_BYTES);
+    loop {
+        buffer.clear();
+        socket.recv(&mut buffer, 0)?;
+        let mut rest = buffer.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest);
+            let message = message.map_err(|_| unreadable())?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
+                    ports.push(found.header.socket_id.source_port);
+                }
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+            let length = usize::try_from(message.header.length).map_err(|_| unreadable())?;
+            // Aligned to 4 bytes; an empty message would be met for ever.
+            let length = length.max(4).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+        }
     }
 }
 
@@ -72,9 +161,16 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_this_process_is_seen() {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = socket.local_addr().unwrap().port();
-        assert!(listening(Path::new("/proc/net")).contains(port));
+    fn sockets_of_this_process_are_seen_both_ways_and_connected_ones_are_not() {
+        let v4 = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let v6 = std::net::TcpListener::bind("[::1]:0").unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(v4.local_addr().unwrap()).unwrap();
+        for ports in [diagnosed().unwrap(), listening(Path::new("/proc/net"))] {
+            for address in [v4.local_addr(), v6.local_addr(), udp.local_addr()] {
+                assert!(ports.contains(address.unwrap().port()));
+            }
+            assert!(!ports.contains(client.local_addr().unwrap().port()));
+        }
     }
 }
