@@ -107,6 +107,21 @@ pub struct Primed {
     pub answered: f64,
 }
 
+/// What became of questions that were asked by a schedule.
+#[derive(Debug, Clone)]
+pub struct Scheduled {
+    /// Questions.
+    pub sent: u64,
+    /// Answers.
+    pub answered: u64,
+    /// Of those, answers behind one to a later question.
+    pub reordered: u64,
+    /// The most that a question was behind its schedule, nanoseconds.
+    pub late_ns: u64,
+    /// From when each question was due until its answer came, nanoseconds.
+    pub times: Histogram<u64>,
+}
+
 /// The pod and the network. The interfaces are free again when this is dropped.
 #[derive(Debug)]
 pub struct Ends {
@@ -155,7 +170,8 @@ impl Ends {
                 return Err(PerfError::Stopped);
             }
             if left > 0 && under_way < UNDER_WAY {
-                let asked = self.ask(&mut writer, left.min(BURST))?;
+                let now = monotonic_ns()?;
+                let asked = self.ask(&mut writer, left.min(BURST), |_| now);
                 left -= asked;
                 under_way += asked as u64;
                 last = Instant::now();
@@ -174,9 +190,9 @@ impl Ends {
         Ok(answers.min(u64::from(traffic.flows)))
     }
 
-    /// Sends up to `count` packets of the pod's.
-    fn ask(&mut self, writer: &mut FrameWriter, count: usize) -> Result<usize, PerfError> {
-        let now = monotonic_ns()?;
+    /// Sends up to `count` packets of the pod's; `due` says from its number when one is due, which is
+    /// what its stamp says.
+    fn ask(&mut self, writer: &mut FrameWriter, count: usize, due: impl Fn(u64) -> u64) -> usize {
         let mut asked = 0;
         while asked < count {
             let Some(mut frame) = self.pod.pool.take() else { break };
@@ -184,7 +200,10 @@ impl Ends {
             let written = frame
                 .set_len(room)
                 .ok()
-                .and_then(|()| writer.next(frame.bytes_mut(), now))
+                .and_then(|()| {
+                    let due = due(writer.sequence());
+                    writer.next(frame.bytes_mut(), due)
+                })
                 .and_then(|length| frame.set_len(length).ok());
             match written.map(|()| self.pod.port.send(frame)) {
                 Some(Ok(())) => asked += 1,
@@ -197,7 +216,7 @@ impl Ends {
             }
         }
         self.pod.after_work();
-        Ok(asked)
+        asked
     }
 
     /// Turns round what has arrived from the forwarder.
@@ -259,7 +278,8 @@ impl Ends {
                 }
             }
             let sequence = writer.sequence();
-            self.ask(&mut writer, 1)?;
+            let now = monotonic_ns()?;
+            self.ask(&mut writer, 1, |_| now);
             match self.wait_for(sequence)? {
                 Some(now) => times.saturating_record(now - due),
                 None => lost += 1,
@@ -271,6 +291,59 @@ impl Ends {
             }
         }
         Ok((times, lost))
+    }
+
+    /// Asks by the schedule of `traffic.rate` for `duration`, whether answers come or not, and takes
+    /// the time of each answer from when its question was due.
+    ///
+    /// # Errors
+    /// [`PerfError`]: no clock, or the person has had enough.
+    pub fn scheduled(
+        &mut self,
+        traffic: &Traffic,
+        duration: Duration,
+        stop: &AtomicBool,
+    ) -> Result<Scheduled, PerfError> {
+        let mut writer = FrameWriter::new(&Traffic { stamp: true, ..traffic.clone() })?;
+        let period = 1e9 / traffic.rate.unwrap_or(1e9);
+        let times = Histogram::new_with_bounds(1, 60_000_000_000, 3)
+            .map_err(|error| PerfError::Missed(error.to_string()))?;
+        let mut all = Scheduled { sent: 0, answered: 0, reordered: 0, late_ns: 0, times };
+        let (begin, mut largest) = (monotonic_ns()?, 0);
+        let due = |number: u64| begin + (number as f64 * period) as u64;
+        let end = begin + duration.as_nanos() as u64;
+        let mut quiet_since = begin;
+        loop {
+            let now = monotonic_ns()?;
+            let next = due(writer.sequence());
+            if stop.load(Ordering::Relaxed) {
+                return Err(PerfError::Stopped);
+            }
+            if next <= now && next < end {
+                all.late_ns = all.late_ns.max(now - next);
+                let waiting = ((now - next) as f64 / period) as usize + 1;
+                all.sent += self.ask(&mut writer, waiting.min(BURST), due) as u64;
+                quiet_since = now;
+            }
+            self.answer();
+            let (answered, reordered, times) =
+                (&mut all.answered, &mut all.reordered, &mut all.times);
+            let came = self.take_answers(|frame| {
+                let Some(stamp) = Stamp::read(frame) else { return };
+                *answered += 1;
+                *reordered += u64::from(stamp.sequence < largest);
+                largest = largest.max(stamp.sequence);
+                // Without a clock it would have ended above.
+                let now = monotonic_ns().unwrap_or(stamp.nanoseconds);
+                times.saturating_record(now.saturating_sub(stamp.nanoseconds).max(1));
+            });
+            if came > 0 {
+                quiet_since = now;
+            }
+            if next >= end && now > quiet_since + PATIENCE.as_nanos() as u64 {
+                return Ok(all);
+            }
+        }
     }
 
     /// When the answer to that question came; none: it did not.

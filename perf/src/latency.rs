@@ -106,16 +106,12 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Report, PerfError> {
         say(part, "one way");
         points.push(plan.point(part, false, &path.one_way(ndr_pps * part, duration)?)?);
     }
-    let both = path.round_trips(|measure| {
-        let mut points = Vec::new();
-        for &part in &plan.parts {
-            say(part, "round trips");
-            // The forwarder has each packet twice.
-            points.push(plan.point(part, true, &measure(ndr_pps * part / 2.0, duration)?)?);
-        }
-        Ok(points)
-    })?;
-    points.extend(both);
+    for &part in &plan.parts {
+        say(part, "round trips");
+        // The forwarder has each packet twice.
+        let timed = path.round_trips(ndr_pps * part / 2.0, duration)?;
+        points.push(plan.point(part, true, &timed)?);
+    }
     bar.finish_and_clear();
     path.close()?;
     let Subject { peer, job, flows, size } = plan.subject.clone();

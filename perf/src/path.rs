@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! one way:    live frames -> pod0 -> forwarder -> wire0: sink that takes times
-//! round trip: live frames -> pod0 -> forwarder -> wire0: reflector
-//!                  sink <- pod0 <- forwarder <-
+//! round trip: one thread -> pod0 -> forwarder -> wire0 -> the same thread, which sends it back
+//!                        <- pod0 <- forwarder <- wire0 <-
 //! ```
 //! Every packet has a stamp with the time at which it was due, so that packets which had to wait for
 //! the generator count the wait as theirs (no coordinated omission), and others' packets are not
@@ -23,10 +23,8 @@ use crate::error::PerfError;
 use crate::live::{LiveFrames, Running};
 use crate::meter::Task;
 use crate::namespace;
-use crate::progress::Progress;
 use crate::sent::Sent;
 use crate::sink::{Sink, Sunk};
-use crate::station::{Station, Until};
 use crate::threads::pin;
 use crate::traffic::{Size, Traffic};
 use crate::trial::{Measurer, Trial};
@@ -64,6 +62,7 @@ impl Subject {
 pub struct Path<'a> {
     subject: Subject,
     bed: Bed<'a>,
+    memory: &'a Umem,
     stop: &'a AtomicBool,
 }
 
@@ -89,7 +88,7 @@ impl<'a> Path<'a> {
         scripts: &'a Scripts,
         subject: Subject,
         aim: Aim,
-        memory: &Umem,
+        memory: &'a Umem,
         stop: &'a AtomicBool,
     ) -> Result<Self, PerfError> {
         if let Some(why) = scripts.refusal(&subject.peer, subject.job, subject.flows)? {
@@ -99,7 +98,7 @@ impl<'a> Path<'a> {
         bed.tune(aim)?;
         let traffic = subject.job.traffic(subject.flows);
         on_a_thread(|| Ends::open(memory)?.prime(&traffic, stop).map(|_| ()))?;
-        Ok(Self { subject, bed, stop })
+        Ok(Self { subject, bed, memory, stop })
     }
 
     /// Takes everything down.
@@ -137,41 +136,29 @@ impl<'a> Path<'a> {
     /// # Errors
     /// [`PerfError`]
     pub fn one_way(&self, load_pps: f64, duration: Duration) -> Result<Timed, PerfError> {
-        on_a_thread(|| self.timed(load_pps, duration, WIRE))
+        on_a_thread(|| self.to_the_wire(load_pps, duration))
     }
 
-    /// Has `work` take round trips: offers a load for a duration, with the other end sending all of it
-    /// back, and takes the time of each packet until it is back in the pod.
+    /// Offers `load_pps` for `duration`, sends back what comes out at the other end, and takes the time
+    /// of each packet until it is back in the pod. One thread is both ends, as one CPU is left for them.
     ///
     /// # Errors
-    /// [`PerfError`]: what `work` says, or the reflector.
-    pub fn round_trips<T>(
-        &self,
-        work: impl FnOnce(&dyn Fn(f64, Duration) -> Result<Timed, PerfError>) -> Result<T, PerfError>,
-    ) -> Result<T, PerfError> {
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let (ready, is_ready) = std::sync::mpsc::channel();
-            let reflector = scope.spawn(|| reflect(&over, ready));
-            // Without an answer it has failed, and says why at its end.
-            let done = match is_ready.recv() {
-                Ok(()) => work(&|load, duration| on_a_thread(|| self.timed(load, duration, POD))),
-                Err(_) => Err(PerfError::Thread),
-            };
-            over.store(true, Ordering::Relaxed);
-            reflector.join().unwrap_or(Err(PerfError::Thread)).and(done)
-        })
+    /// [`PerfError`]
+    pub fn round_trips(&self, load_pps: f64, duration: Duration) -> Result<Timed, PerfError> {
+        let traffic = self.subject.traffic(Some(load_pps));
+        let all =
+            on_a_thread(|| Ends::open(self.memory)?.scheduled(&traffic, duration, self.stop))?;
+        let seconds = duration.as_secs_f64();
+        let (sent, received) = (all.sent, all.answered);
+        let offered_pps = sent as f64 / seconds;
+        let trial = Trial { load_pps, offered_pps, seconds, sent, received };
+        let (reordered, generator_late_ns) = (all.reordered, all.late_ns);
+        Ok(Timed { trial, reordered, times: all.times, generator_late_ns })
     }
 
-    /// From the pod to the sink at `place`.
-    fn timed(
-        &self,
-        load_pps: f64,
-        duration: Duration,
-        place: (&str, &str),
-    ) -> Result<Timed, PerfError> {
-        namespace::enter(Some(place.0))?;
-        let sink = Sink::attach_timing(place.1)?;
+    fn to_the_wire(&self, load_pps: f64, duration: Duration) -> Result<Timed, PerfError> {
+        namespace::enter(Some(WIRE.0))?;
+        let sink = Sink::attach_timing(WIRE.1)?;
         let running = start(&self.subject.traffic(Some(load_pps)))?;
         let waited = self.wait(duration);
         let sent = running.stop()?;
@@ -244,16 +231,6 @@ fn offered(sent: &Sent) -> u64 {
 pub fn start(traffic: &Traffic) -> Result<Running, PerfError> {
     namespace::enter(Some(POD.0))?;
     LiveFrames::start(traffic, POD.1, Some(OTHER_CPU), None)
-}
-
-/// Sends back what arrives on the wire until it is over.
-fn reflect(over: &AtomicBool, ready: std::sync::mpsc::Sender<()>) -> Result<(), PerfError> {
-    pin(Some(OTHER_CPU))?;
-    namespace::enter(Some(WIRE.0))?;
-    let mut station = Station::receiver(WIRE.1, true)?;
-    // Whoever waited has gone: so will this.
-    let _ = ready.send(());
-    station.reflect(&Until::stopped(over), &Progress::default()).map(|_| ())
 }
 
 /// On a thread of its own, which may enter namespaces, and on the CPU of those who do not forward.
