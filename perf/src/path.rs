@@ -33,6 +33,11 @@ use crate::trial::{Measurer, Trial};
 const QUIET: Duration = Duration::from_millis(30);
 /// After so long it is over in any case.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// A generator that was behind its schedule by more than this was held up: at a million packets a
+/// second, by half of a forwarder's ring, nanoseconds.
+const HELD_UP_NS: u64 = 250_000;
+/// Times that a trial is made whose generator was held up.
+const TRIES: usize = 5;
 /// How often counters are looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -213,8 +218,20 @@ impl<'a> Path<'a> {
 }
 
 impl Measurer for Path<'_> {
+    /// A generator that was held up sends what it missed in one burst, which no forwarder is asked to
+    /// carry at that load: such a trial is repeated when it lost packets, and the best one counts.
     fn trial(&mut self, load_pps: f64, duration: Duration) -> Result<Trial, PerfError> {
-        self.one_way(load_pps, duration).map(|timed| timed.trial)
+        let mut best = self.one_way(load_pps, duration)?;
+        for _ in 1..TRIES {
+            if best.trial.lost() == 0 || best.generator_late_ns <= HELD_UP_NS {
+                break;
+            }
+            let again = self.one_way(load_pps, duration)?;
+            if again.trial.lost() <= best.trial.lost() || again.generator_late_ns <= HELD_UP_NS {
+                best = again;
+            }
+        }
+        Ok(best.trial)
     }
 }
 
