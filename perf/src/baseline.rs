@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 
 use crate::callgrind::{self, Profile};
 use crate::error::PerfError;
 use crate::scenario::{Load, Scenario};
+use crate::text::listing;
 
 /// The compiler that this program was built with, and how.
 pub const COMPILER: &str = env!("OVERLANE_COMPILER");
@@ -166,9 +166,7 @@ impl Comparison {
     /// For people: the counts, what is wrong with them and what to do.
     #[must_use]
     pub fn report(&self, path: &Path) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["SCENARIO", "BASELINE", "NOW", "CHANGE"]);
+        let mut table = listing(["SCENARIO", "BASELINE", "NOW", "CHANGE"]);
         for (name, now) in &self.now.scenarios {
             let before = self.before.scenarios.get(name);
             table.add_row([

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::PerfError;
 use crate::meter::Task;
+use crate::threads::pin;
 use crate::traffic::{Order, Side, Traffic};
 
 /// Namespace of the pod, and its interface.
@@ -294,6 +295,17 @@ impl Drop for Bed<'_> {
             let _ = self.scripts.must(&self.peer, &["down"]);
         }
     }
+}
+
+/// On a thread of its own, which may enter namespaces, and on the CPU of those who do not forward.
+///
+/// # Errors
+/// What `work` says.
+pub fn on_a_thread<T: Send>(
+    work: impl FnOnce() -> Result<T, PerfError> + Send,
+) -> Result<T, PerfError> {
+    let pinned = || pin(Some(OTHER_CPU)).and_then(|()| work());
+    std::thread::scope(|scope| scope.spawn(pinned).join().unwrap_or(Err(PerfError::Thread)))
 }
 
 #[cfg(test)]

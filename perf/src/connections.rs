@@ -13,7 +13,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use comfy_table::Table;
 use overlane_api::{
     Backend, BackendState, Frontend, FrontendKind, Object, PortRange, Protocol, Scope, Service,
     WorkerId,
@@ -34,6 +33,7 @@ use crate::rig::{Rig, silent_port, this_node};
 use crate::scenario::{Load, Scenario};
 use crate::services::set;
 use crate::tables::resident_bytes;
+use crate::text::listing;
 use crate::topology::Topology;
 
 /// Rounds of each of two that are compared.
@@ -416,9 +416,7 @@ impl Report {
     /// As tables for people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["WHAT", "UNIT", "FROM (RANGE)", "TO (RANGE)", "RATIO", "TARGET"]);
+        let mut table = listing(["WHAT", "UNIT", "FROM (RANGE)", "TO (RANGE)", "RATIO", "TARGET"]);
         let spread = |s: &Spread| format!("{:.1} ({:.1}-{:.1})", s.median, s.least, s.most);
         for ratio in &self.ratios {
             table.add_row([

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
-use comfy_table::Table;
 use overlane_bpf::PortSteering;
 use overlane_dataplane::io::af_xdp::plan::plan_chunks;
 use overlane_dataplane::io::af_xdp::{AfXdpPort, BindMode, OpenPort, RingSizes, Umem, UmemOptions};
@@ -20,6 +19,7 @@ use overlane_dataplane::packet::pool::{FramePool, UmemId};
 use serde::Serialize;
 
 use crate::error::PerfError;
+use crate::text::listing;
 
 /// Sockets that a dataplane with its default settings plans its memory for: 250 endpoints, the
 /// uplink of one worker, the host port.
@@ -101,9 +101,8 @@ impl Report {
     /// As text.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["FROM", "TO", "RECEIVED", "SENT", "DROPPED", "RX LOST", "TX CALLS"]);
+        let mut table =
+            listing(["FROM", "TO", "RECEIVED", "SENT", "DROPPED", "RX LOST", "TX CALLS"]);
         let [inside, outside] = &self.interfaces;
         for (from, to, way) in [(inside, outside, self.out), (outside, inside, self.back)] {
             table.add_row([

@@ -5,7 +5,6 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use comfy_table::Table;
 use hdrhistogram::Histogram;
 use overlane_api::hgrm;
 use serde::{Deserialize, Serialize};
@@ -17,6 +16,7 @@ use crate::ndr;
 use crate::path::{Path, Subject, Timed};
 use crate::progress::spinner;
 use crate::receive::Latency;
+use crate::text::listing;
 
 /// Points of a curve for each halving of what is left to 100 %.
 const TICKS: u32 = 3;
@@ -180,9 +180,7 @@ impl Report {
     /// As text.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header([
+        let mut table = listing([
             "WAY",
             "LOAD",
             "KPPS",

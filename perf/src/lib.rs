@@ -65,6 +65,7 @@ pub mod soak;
 pub mod station;
 pub mod steady;
 pub mod tables;
+pub mod text;
 pub mod threads;
 pub mod topology;
 pub mod traffic;

@@ -158,7 +158,7 @@ impl Running {
             return Err(interface_error(&self.interface, text));
         }
         let grown = self.device.counters()?.since(&self.before);
-        if sent.frames + sent.refused > 0 && grown.tx_frames == 0 {
+        if sent.offered() > 0 && grown.tx_frames == 0 {
             return Err(interface_error(&self.interface, not_taken(&self.interface)));
         }
         Ok(sent)

@@ -285,23 +285,10 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             show("connections", &report, &report.table(), &output);
             if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }),
-        Command::Steady { scenario, output } => {
-            let mut scenarios = scenarios(&scenario)?;
-            // Where every packet opens a flow there is no steady state.
-            scenarios.retain(|scenario| !scenario.opens);
-            steady::run(&scenarios, ALLOCATOR).map(|report| {
-                show("steady", &report, &report.table(), &output);
-                if report.is_steady() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-            })
-        }
+        Command::Steady { scenario, output } => steady(scenarios(&scenario)?, &output),
         Command::Raw { inside, outside, netns, cpu, seconds, output } => {
-            let duration = match seconds.map(Duration::try_from_secs_f64).transpose() {
-                Ok(duration) => duration,
-                Err(error) => {
-                    eprintln!("overlane-perf: --seconds: {error}");
-                    return Err(ExitCode::from(2));
-                }
-            };
+            let duration = seconds.map(Duration::try_from_secs_f64).transpose();
+            let duration = duration.map_err(|error| wrong(&format!("--seconds: {error}")))?;
             raw(&forward::Plan { inside, outside, cpu, duration }, netns.as_deref(), &output)
         }
         Command::Generate { generate, output } => {
@@ -318,21 +305,12 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             .and_then(|stop| reflect.run(&stop))
             .map(|reflected| show("reflect", &reflected, &reflected.table(), &output)),
         Command::Ndr { ndr, output } => {
-            let plan = ndr.plan().map_err(|error| wrong(&error))?;
-            stopped_by_signal().and_then(|stop| ndr::run(&plan, &stop)).map(|found| {
-                let shown = show("ndr", &found, &found.table(), &output);
-                if found.is_whole() { shown } else { ExitCode::FAILURE }
-            })
+            no_drop_rate(&ndr.plan().map_err(|error| wrong(&error))?, &output)
         }
         Command::Latency { latency, output } => stopped_by_signal()
             .and_then(|stop| latency::run(&latency.plan(), &stop))
             .map(|report| show("latency", &report, &report.table(), &output)),
-        Command::Soak { soak, output } => {
-            stopped_by_signal().and_then(|stop| soak::run(&soak.plan(), &stop)).map(|report| {
-                let shown = show("soak", &report, &report.table(), &output);
-                if report.faults().is_empty() { shown } else { ExitCode::FAILURE }
-            })
-        }
+        Command::Soak { soak, output } => soaked(&soak.plan(), &output),
         Command::Report { results, page, folder } => report_page(results, &page, &folder),
         Command::Compare { compare: arguments, output } => stopped_by_signal()
             .and_then(|stop| compare::run(&arguments.plan(), &stop))
@@ -342,6 +320,28 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             ExitCode::SUCCESS
         }),
     })
+}
+
+fn steady(mut scenarios: Vec<Scenario>, output: &Output) -> Result<ExitCode, PerfError> {
+    // Where every packet opens a flow there is no steady state.
+    scenarios.retain(|scenario| !scenario.opens);
+    let report = steady::run(&scenarios, ALLOCATOR)?;
+    show("steady", &report, &report.table(), output);
+    Ok(if report.is_steady() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn no_drop_rate(plan: &ndr::Plan, output: &Output) -> Result<ExitCode, PerfError> {
+    let stop = stopped_by_signal()?;
+    let found = ndr::run(plan, &stop)?;
+    let shown = show("ndr", &found, &found.table(), output);
+    Ok(if found.is_whole() { shown } else { ExitCode::FAILURE })
+}
+
+fn soaked(plan: &soak::Plan, output: &Output) -> Result<ExitCode, PerfError> {
+    let stop = stopped_by_signal()?;
+    let report = soak::run(plan, &stop)?;
+    let shown = show("soak", &report, &report.table(), output);
+    Ok(if report.faults().is_empty() { shown } else { ExitCode::FAILURE })
 }
 
 fn raw(plan: &forward::Plan, netns: Option<&str>, output: &Output) -> Result<ExitCode, PerfError> {
@@ -391,7 +391,7 @@ fn report_page(results: Vec<PathBuf>, page: &Path, folder: &Path) -> Result<Exit
 }
 
 /// What is asked for is wrong.
-fn wrong(error: &PerfError) -> ExitCode {
+fn wrong(error: &impl std::fmt::Display) -> ExitCode {
     eprintln!("overlane-perf: {error}");
     ExitCode::from(2)
 }

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::AtomicBool;
 
-use comfy_table::Table;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +13,7 @@ use crate::progress::spinner;
 use crate::search::binary::{self, Repeated};
 use crate::search::load::Goal;
 use crate::search::{Outcome, Range, mlr};
+use crate::text::listing;
 use crate::trial::{Measurer, Trial};
 
 /// Lowest load worth a trial, packets a second.
@@ -226,9 +226,8 @@ impl Report {
     /// As text.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["PEER", "JOB", "FLOWS", "SIZE", "LOSS", "KPPS", "RANGE", "+-", "END"]);
+        let mut table =
+            listing(["PEER", "JOB", "FLOWS", "SIZE", "LOSS", "KPPS", "RANGE", "+-", "END"]);
         let kpps = |pps: f64| format!("{:.1}", pps / 1e3);
         for rate in &self.rates {
             table.add_row([

@@ -11,21 +11,20 @@
 //! counted at all. The sink runs where the forwarder sends: its time, some 80 ns a packet, is in what
 //! the forwarder costs here.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use overlane_dataplane::io::af_xdp::Umem;
 
-use crate::bed::{Aim, Bed, Job, OTHER_CPU, POD, Scripts, WIRE};
+use crate::bed::{Aim, Bed, Job, OTHER_CPU, POD, Scripts, WIRE, on_a_thread};
 use crate::ends::Ends;
 use crate::error::PerfError;
 use crate::live::{LiveFrames, Running};
 use crate::meter::Task;
 use crate::namespace;
-use crate::sent::Sent;
 use crate::sink::{Sink, Sunk};
-use crate::threads::pin;
+use crate::threads::sleep;
 use crate::traffic::{Size, Traffic};
 use crate::trial::{Measurer, Trial};
 
@@ -133,7 +132,7 @@ impl<'a> Path<'a> {
             self.wait(Duration::from_millis(500))?;
             running.stop()
         })?;
-        Ok(offered(&sent) as f64 / sent.seconds.max(1e-9))
+        Ok(sent.offered() as f64 / sent.seconds.max(1e-9))
     }
 
     /// Offers `load_pps` for `duration` and takes the time of each packet until it is on the wire.
@@ -171,9 +170,9 @@ impl<'a> Path<'a> {
         let sunk = self.settled(&sink)?;
         let trial = Trial {
             load_pps,
-            offered_pps: offered(&sent) as f64 / sent.seconds.max(1e-9),
+            offered_pps: sent.offered() as f64 / sent.seconds.max(1e-9),
             seconds: sent.seconds,
-            sent: offered(&sent),
+            sent: sent.offered(),
             received: sunk.timed,
         };
         Ok(Timed {
@@ -203,17 +202,7 @@ impl<'a> Path<'a> {
     /// # Errors
     /// [`PerfError::Stopped`]
     pub fn wait(&self, duration: Duration) -> Result<(), PerfError> {
-        let end = Instant::now() + duration;
-        loop {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(PerfError::Stopped);
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            std::thread::sleep(left.min(LOOK));
-        }
+        sleep(duration, self.stop)
     }
 }
 
@@ -235,12 +224,6 @@ impl Measurer for Path<'_> {
     }
 }
 
-/// Frames that were to be sent: a veth refuses what its other side has no room for, and that is the
-/// forwarder's loss.
-fn offered(sent: &Sent) -> u64 {
-    sent.frames + sent.refused
-}
-
 /// Starts the generator in the pod. The thread is in the pod's namespace afterwards.
 ///
 /// # Errors
@@ -248,15 +231,4 @@ fn offered(sent: &Sent) -> u64 {
 pub fn start(traffic: &Traffic) -> Result<Running, PerfError> {
     namespace::enter(Some(POD.0))?;
     LiveFrames::start(traffic, POD.1, Some(OTHER_CPU), None)
-}
-
-/// On a thread of its own, which may enter namespaces, and on the CPU of those who do not forward.
-///
-/// # Errors
-/// What `work` says.
-pub fn on_a_thread<T: Send>(
-    work: impl FnOnce() -> Result<T, PerfError> + Send,
-) -> Result<T, PerfError> {
-    let pinned = || pin(Some(OTHER_CPU)).and_then(|()| work());
-    std::thread::scope(|scope| scope.spawn(pinned).join().unwrap_or(Err(PerfError::Thread)))
 }

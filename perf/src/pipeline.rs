@@ -1,6 +1,5 @@
 //! `overlane-perf pipeline`: what a packet costs from port to port, in memory.
 
-use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 
 use crate::callgrind::{self, Stage};
@@ -8,6 +7,7 @@ use crate::error::PerfError;
 use crate::machine::Latencies;
 use crate::measure::{Cost, measure};
 use crate::scenario::{Load, Scenario};
+use crate::text::listing;
 use crate::traffic::{Order, Size};
 
 /// What to measure.
@@ -109,9 +109,7 @@ impl Report {
     /// As tables for people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header([
+        let mut table = listing([
             "SCENARIO",
             "FLOWS",
             "SIZE",
@@ -145,9 +143,7 @@ impl Report {
         }
         let mut text = format!("{}\n{table}\n", self.memory);
         for row in self.rows.iter().filter(|row| !row.stages.is_empty()) {
-            let mut table = Table::new();
-            table.load_style(comfy_table::presets::NOTHING);
-            table.set_header(["STAGE", "INSTRUCTIONS/PACKET", "SHARE"]);
+            let mut table = listing(["STAGE", "INSTRUCTIONS/PACKET", "SHARE"]);
             for stage in &row.stages {
                 table.add_row([
                     stage.name.clone(),

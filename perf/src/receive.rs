@@ -2,7 +2,6 @@
 //!
 //! The analysis is of bytes and times only; [`crate::station`] brings them from an interface.
 
-use comfy_table::Table;
 use hdrhistogram::Histogram;
 use overlane_dataplane::io::KernelDrops;
 use overlane_dataplane::wire::{protocol, udp};
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::PerfError;
 use crate::layers::{Layer, layers};
+use crate::text::listing;
 use crate::traffic::Stamp;
 use crate::writer::payload_byte;
 
@@ -274,9 +274,7 @@ impl Received {
     /// As text.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header([
+        let mut table = listing([
             "RECEIVED",
             "STAMPED",
             "LOST",

@@ -1,7 +1,8 @@
 //! What a generator has sent.
 
-use comfy_table::Table;
 use serde::{Deserialize, Serialize};
+
+use crate::text::listing;
 
 /// What a generator has sent, all of it out of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
@@ -21,6 +22,13 @@ pub struct Sent {
 }
 
 impl Sent {
+    /// Frames that were to leave: a veth refuses what its other side has no room for, and that is the
+    /// forwarder's loss.
+    #[must_use]
+    pub fn offered(&self) -> u64 {
+        self.frames + self.refused
+    }
+
     /// Frames a second that the interface took.
     #[must_use]
     pub fn pps(&self) -> f64 {
@@ -30,9 +38,7 @@ impl Sent {
     /// As text.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["SENT", "REFUSED", "STAMPED", "SECONDS", "KPPS", "LATEST"]);
+        let mut table = listing(["SENT", "REFUSED", "STAMPED", "SECONDS", "KPPS", "LATEST"]);
         table.add_row([
             self.frames.to_string(),
             self.refused.to_string(),

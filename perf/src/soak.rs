@@ -5,18 +5,18 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 
-use crate::bed::{Aim, Reserved, Scripts, WIRE};
+use crate::bed::{Aim, Reserved, Scripts, WIRE, on_a_thread};
 use crate::ends;
 use crate::error::PerfError;
 use crate::meter::Task;
 use crate::namespace;
-use crate::path::{Path, Subject, on_a_thread, start};
+use crate::path::{Path, Subject, start};
 use crate::progress::spinner;
 use crate::receive::Latency;
 use crate::sink::Sink;
+use crate::text::listing;
 
 /// Memory that a forwarder may grow by without this being called a leak: what a log or an allocator's
 /// free lists take, bytes.
@@ -111,13 +111,13 @@ fn soak(plan: &Plan, path: &Path<'_>, workers: &[Task]) -> Result<(Vec<Look>, La
         // What has arrived was sent before: in this order nothing seems to come from nowhere.
         let received = sink.counters()?.timed;
         let sent = running.sent()?;
-        looks.push(look(sent.frames + sent.refused, received));
+        looks.push(look(sent.offered(), received));
         let left = plan.duration.saturating_sub(begin.elapsed()).as_secs();
         bar.set_message(format!("{} sent, {received} arrived, {left} s left", sent.frames));
     }
     let sent = running.stop()?;
     std::thread::sleep(Duration::from_millis(200));
-    looks.push(look(sent.frames + sent.refused, sink.counters()?.timed));
+    looks.push(look(sent.offered(), sink.counters()?.timed));
     bar.finish_and_clear();
     Ok((looks, Latency::of(&sink.latencies()?)))
 }
@@ -197,9 +197,7 @@ impl Report {
     /// As text.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["SECONDS", "SENT", "RECEIVED", "MISSING", "MEMORY MIB"]);
+        let mut table = listing(["SECONDS", "SENT", "RECEIVED", "MISSING", "MEMORY MIB"]);
         for look in &self.looks {
             table.add_row([
                 format!("{:.0}", look.seconds),

@@ -13,7 +13,6 @@
 use std::collections::HashMap;
 use std::process::Command;
 
-use comfy_table::Table;
 use serde::Serialize;
 use stats_alloc::{Region, StatsAlloc};
 
@@ -22,6 +21,7 @@ use crate::error::PerfError;
 use crate::measure::forward;
 use crate::rig::Rig;
 use crate::scenario::{Load, Scenario};
+use crate::text::listing;
 
 /// Vectors of 64 packets: a million packets.
 const VECTORS: usize = 15_625;
@@ -209,9 +209,7 @@ impl Report {
     /// As a table for people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header([
+        let mut table = listing([
             "SCENARIO",
             "PACKETS",
             "ALLOCATIONS",

@@ -5,7 +5,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use comfy_table::Table;
 use overlane_api::{Change, Mode, Object, ObjectKey, Underlay};
 use overlane_dataplane::io::VECTOR;
 use overlane_dataplane::packet::meta::{Route, Target};
@@ -17,6 +16,7 @@ use crate::measure::{Spread, forward, thread_time};
 use crate::rig::Rig;
 use crate::scenario::{Load, Scenario};
 use crate::services;
+use crate::text::listing;
 use crate::topology::Topology;
 
 /// Changes of one call, as control sends them.
@@ -363,9 +363,7 @@ impl Report {
     /// As a table for people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["WHAT", "MEASURED", "MUST BE"]);
+        let mut table = listing(["WHAT", "MEASURED", "MUST BE"]);
         let (peers, endpoints) = (self.peers, self.endpoints);
         table.add_row([format!("load {peers} peers"), format!("{:.0} ms", self.load_peers_ms)]);
         let load = format!("{:.0} ms", self.load_endpoints_ms);

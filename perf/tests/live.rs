@@ -4,10 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, unshare};
 use overlane_api::MacAddr;
 use overlane_bpf::PortSteering;
 use overlane_perf::device::Device;
@@ -15,21 +13,12 @@ use overlane_perf::live::{LiveFrames, Running};
 use overlane_perf::sink::Sink;
 use overlane_perf::traffic::{Order, Protocol, Side, Size, Traffic};
 
-fn run(line: &str) -> String {
-    let mut words = line.split_whitespace();
-    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
+mod common;
+use common::run;
 
-/// A veth pair `out` -- `far` in a namespace of the calling thread's own; `far` takes redirected
-/// frames.
+/// A veth pair whose `far` takes redirected frames.
 fn pair() {
-    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
-    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-    run("ip link add out type veth peer name far");
-    run("ip link set out up");
-    run("ip link set far up");
+    common::pair();
     run("ethtool -K far gro on");
 }
 

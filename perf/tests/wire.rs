@@ -9,7 +9,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overlane_api::{MacAddr, Mode, Vni};
@@ -25,21 +24,8 @@ use overlane_perf::station::{Station, Until};
 use overlane_perf::traffic::{Order, Protocol, Side, Size, Traffic, Tunnel};
 use overlane_perf::writer::FrameWriter;
 
-fn run(line: &str) -> String {
-    let mut words = line.split_whitespace();
-    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// A veth pair `out` -- `far` in a namespace of the calling thread's own.
-fn pair() {
-    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root");
-    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-    run("ip link add out type veth peer name far");
-    run("ip link set out up");
-    run("ip link set far up");
-}
+mod common;
+use common::{pair, run};
 
 /// 1,000 flows at a rate that one core sends and receives many times over.
 fn modest() -> Traffic {

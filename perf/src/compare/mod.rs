@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use overlane_dataplane::io::af_xdp::Umem;
 
-use crate::bed::{Aim, Bed, Job, Reserved, Scripts};
+use crate::bed::{Aim, Bed, Job, Reserved, Scripts, on_a_thread};
 use crate::ends::{self, Ends};
 use crate::error::PerfError;
 pub use arguments::CompareArguments;
@@ -272,12 +272,4 @@ impl Bench<'_> {
         }
         bed.down()
     }
-}
-
-/// On a thread of its own, which may enter namespaces, and on the CPU of those who do not forward.
-fn on_a_thread<T: Send>(
-    work: impl FnOnce() -> Result<T, PerfError> + Send,
-) -> Result<T, PerfError> {
-    let pinned = || crate::threads::pin(Some(crate::bed::OTHER_CPU)).and_then(|()| work());
-    std::thread::scope(|scope| scope.spawn(pinned).join().unwrap_or(Err(PerfError::Thread)))
 }

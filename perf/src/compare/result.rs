@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use comfy_table::Table;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::window::{Limits, Window};
 use crate::bed::Job;
 use crate::measure::Spread;
+use crate::text::listing;
 
 /// Who all others are compared with.
 const SUBJECT: &str = "overlane";
@@ -304,9 +304,7 @@ impl Comparison {
     /// As text for people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header([
+        let mut table = listing([
             "JOB",
             "FLOWS",
             "PEER",

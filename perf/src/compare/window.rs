@@ -22,7 +22,7 @@
 //! What the far end costs (half of a veth's sending is the other side's softirq) is in the worker ns
 //! of all, as it is caused by sending; the sink is the same for all.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -36,6 +36,7 @@ use crate::live::{LiveFrames, Running};
 use crate::meter::{self, Task};
 use crate::namespace;
 use crate::sink::Sink;
+use crate::threads::sleep;
 use crate::traffic::Traffic;
 
 /// From the generator's start to the window.
@@ -190,7 +191,7 @@ impl Stream {
         let sent = self.generator.running.sent()?;
         Ok(Snapshot {
             at: Instant::now(),
-            offered: sent.frames + sent.refused,
+            offered: sent.offered(),
             taken: sent.frames,
             forwarded: self.sink.counters()?.frames,
             worker_ns: meter::run_ns(workers)?,
@@ -295,22 +296,6 @@ pub(super) fn generator_alone(stop: &AtomicBool) -> Result<f64, PerfError> {
     let cost = (ns_then - ns) as f64 / (frames_then - frames).max(1) as f64;
     generator.running.stop()?;
     Ok(cost)
-}
-
-/// Sleeps, unless it is to stop.
-fn sleep(duration: Duration, stop: &AtomicBool) -> Result<(), PerfError> {
-    const STEP: Duration = Duration::from_millis(50);
-    let end = Instant::now() + duration;
-    loop {
-        if stop.load(Ordering::Relaxed) {
-            return Err(PerfError::Stopped);
-        }
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        std::thread::sleep(left.min(STEP));
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,12 @@
+//! Results as text.
+
+use comfy_table::Table;
+
+/// A table without lines, under these heads.
+#[must_use]
+pub fn listing<const N: usize>(heads: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(heads);
+    table
+}
