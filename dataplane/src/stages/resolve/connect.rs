@@ -285,6 +285,16 @@ fn has_other_ports<A: Family>(half: &Half<A>) -> bool {
     (key.source_port, key.destination_port) != (to.source_port, to.destination_port)
 }
 
+/// The route to `destination`; the peer that it leads to is asked for, as it is read when all flows of
+/// the vector are open.
+fn route_ahead<A: Family>(destination: A, cx: &Context<'_>) -> Route {
+    let route = destination.route(cx.tables);
+    if let Target::Peer(index) = route.target() {
+        cx.tables.peers.prefetch(index);
+    }
+    route
+}
+
 /// Opens a flow: where it goes, with which source, both directions or neither.
 ///
 /// # Errors
@@ -312,11 +322,7 @@ fn open<A: Family>(
         is_direct = chosen.is_direct;
     }
     let is_as_routed = tag == 0 && meta.route.target().is_underlay();
-    let route = if is_as_routed { meta.route } else { to.destination.route(cx.tables) };
-    if let Target::Peer(index) = route.target() {
-        // It is read when all flows of the vector are open.
-        cx.tables.peers.prefetch(index);
-    }
+    let route = if is_as_routed { meta.route } else { route_ahead(to.destination, cx) };
     let direct_way = direct::way(route, cx.tables).filter(|_| is_direct);
     // Nor does a backend here need another's address to answer by, if it may answer.
     keeps_client |= is_direct && matches!(route.target(), Target::Endpoint(_));
