@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use overlane_api::{Timeouts as TimeoutSettings, WorkerId};
 
@@ -15,7 +15,7 @@ use super::ports::PortAllocator;
 use super::table::{FlowTable, FlowTable4, FlowTable6, Removed};
 use super::timeouts::Timeouts;
 use crate::packet::blocks::BlockTable;
-use crate::packet::flow_key::Address;
+use crate::packet::flow_key::{Address, FlowHash};
 use crate::packet::region::RegionError;
 
 /// Entries that expiry looks at in one tick of [`Flows::expire`].
@@ -64,6 +64,13 @@ pub struct Flows {
     pub fragments_v6: FragmentMap<u128>,
     /// Of IPv4 packets that leave with a shared address.
     pub identifications: Identifications,
+    /// Hashes the keys of both families, as the tables of all workers do: a packet is hashed once, and
+    /// keeps its hash ([`crate::packet::meta::Meta::hash`]) when another worker takes it over.
+    pub hash: FlowHash,
+    /// Are the vector's packets looked for among the flows before they are routed?
+    pub come_first: bool,
+    /// Did most packets of the last vector that may have flows have one?
+    pub usual: Usual,
     /// State of [`Flows::random`].
     random: u64,
     expired_at: u32,
@@ -93,6 +100,9 @@ impl Flows {
             fragments_v4: FragmentMap::new(DATAGRAMS, seed())?,
             fragments_v6: FragmentMap::new(DATAGRAMS, seed())?,
             identifications: Identifications::new(worker, [seed(), seed()]),
+            hash: FlowHash::new(table_seed()),
+            come_first: false,
+            usual: Usual::default(),
             random: seed() | 1,
             expired_at: 0,
         })
@@ -145,7 +155,8 @@ impl Flows {
     /// # Errors
     /// When there is no address space for them.
     pub fn tables(capacity: u32) -> Result<(FlowTable4, FlowTable6), RegionError> {
-        Ok((FlowTable4::new(capacity, seed())?, FlowTable6::new(capacity, seed())?))
+        let seed = table_seed();
+        Ok((FlowTable4::new(capacity, seed)?, FlowTable6::new(capacity, seed)?))
     }
 
     /// The tick at `now_ns` nanoseconds after the start.
@@ -249,6 +260,21 @@ impl Flows {
 fn holders<A: Address>(table: &FlowTable<A>) -> impl Iterator<Item = A> + '_ {
     let with_port = table.iter().filter(|(_, forward, _)| forward.marks() & HAS_PORT != 0);
     with_port.map(|(_, forward, _)| forward.key().source)
+}
+
+/// Where most packets have a flow already, by the side that they came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usual {
+    /// Those from pods and the host.
+    pub inside: bool,
+    /// Those from the uplink.
+    pub uplink: bool,
+}
+
+/// The seed of all flow tables of this process.
+fn table_seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(seed)
 }
 
 /// 64 random bits of the system's.

@@ -3,7 +3,7 @@
 use bytemuck::{AnyBitPattern, Zeroable};
 
 use super::tcp_state::Seen;
-use crate::packet::flow_key::{Address, Difference, FlowKey};
+use crate::packet::flow_key::{Address, Difference, Ends, FlowKey};
 use crate::packet::meta::Route;
 
 /// What a rewrite makes of a packet's header, and of its checksums.
@@ -59,6 +59,7 @@ pub struct Half<A> {
     tag: u32,
     packets: u64,
     bytes: u64,
+    /// Differences as the fields are in a packet, in network order: sums do not care (RFC 1071 section 2 B).
     ip_difference: u16,
     l4_difference: u16,
     marks: u16,
@@ -89,8 +90,8 @@ impl<A: Address> Half<A> {
             tag: way.tag,
             packets: 0,
             bytes: 0,
-            ip_difference: rewrite.difference.ip,
-            l4_difference: rewrite.difference.l4,
+            ip_difference: rewrite.difference.ip.to_be(),
+            l4_difference: rewrite.difference.l4.to_be(),
             marks: way.marks,
             protocol: key.protocol,
             seen: 0,
@@ -139,8 +140,8 @@ impl<A: Address> Half<A> {
     #[inline]
     #[must_use]
     pub fn rewrite(&self) -> Rewrite<A> {
-        let difference = Difference { ip: self.ip_difference, l4: self.l4_difference };
-        Rewrite { leaving_as: self.leaving_as(), difference }
+        let [ip, l4] = [self.ip_difference, self.l4_difference].map(u16::from_be);
+        Rewrite { leaving_as: self.leaving_as(), difference: Difference { ip, l4 } }
     }
 
     /// Do packets leave as they came?
@@ -218,11 +219,26 @@ impl<A: Address> Half<A> {
         Seen(self.seen)
     }
 
-    /// Writes another route.
+    /// Writes another route. Nobody has [asked for its packets](Half::is_asked_for) by it yet.
     #[inline]
     pub fn set_route(&mut self, route: Route, generation: u32) {
         self.route = route.0;
         self.generation = generation;
+        self.seen &= !Seen::ASKED_FOR;
+    }
+
+    /// Were packets of this direction routed, by the tables of this generation, and then found to be of a
+    /// flow? Those that follow need not be routed to know that.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_asked_for(&self, generation: u32) -> bool {
+        (self.generation == generation) & (self.seen & Seen::ASKED_FOR != 0)
+    }
+
+    /// A packet of this direction was routed and then found to be of its flow.
+    #[inline]
+    pub fn ask_for(&mut self) {
+        self.seen |= Seen::ASKED_FOR;
     }
 
     /// Writes other marks.
@@ -254,6 +270,21 @@ impl<A: Address> Half<A> {
 
     pub(super) fn free(next: u32) -> Self {
         Self { tag: next, ..Self::zeroed() }
+    }
+}
+
+impl Half4 {
+    /// What is to be written into a simple packet.
+    #[inline(always)]
+    #[must_use]
+    pub fn ends(&self) -> Ends {
+        Ends {
+            source: self.new_source,
+            destination: self.new_destination,
+            ports: u32::from(self.new_source_port) << 16 | u32::from(self.new_destination_port),
+            ip_difference: self.ip_difference,
+            l4_difference: self.l4_difference,
+        }
     }
 }
 

@@ -30,6 +30,22 @@ fn recording_counts_and_dates() {
 }
 
 #[test]
+fn what_was_asked_for_holds_as_long_as_the_tables() {
+    let key = FlowKey { source: 1_u32, destination: 2, protocol: 6, ..FlowKey::default() };
+    let way = Way { generation: 3, ..Way::default() };
+    let mut half = Half::new(&key, &Rewrite::between(&key, &key), &way, 5);
+    assert!(!half.is_asked_for(3), "nobody has asked yet");
+    half.ask_for();
+    half.record(0x10, 100, 6);
+    assert!(half.is_asked_for(3) && !half.is_asked_for(4));
+    half.set_route(Route(1), 4);
+    assert!(!half.is_asked_for(4), "by the new tables nobody has asked yet");
+    half.ask_for();
+    half.forget(7);
+    assert!(!half.is_asked_for(4), "another connection");
+}
+
+#[test]
 fn a_half_gives_back_what_it_was_made_of() {
     let key = FlowKey {
         source: 1_u128 << 100,

@@ -140,7 +140,7 @@ impl Index {
 
     /// A half that may be the one: its key is still to be compared. When two have the same tag, it can
     /// be one that has nothing to do with either, or not exist; [`Index::find`] is exact.
-    #[inline]
+    #[inline(always)]
     pub(super) fn probe(&self, hash: u32) -> Option<HalfId> {
         let bucket = &self.buckets[self.first(hash)];
         let mut found = bucket.probe(hash);

@@ -25,7 +25,7 @@ pub const MAX_CAPACITY: u32 = MAX_HALVES / 2;
 /// First bytes of a table: "overlane" and that it is flows.
 const MAGIC: u64 = u64::from_le_bytes(*b"ovl-flow");
 /// To be raised whenever what stands in a header, a half or a bucket, or how a key is hashed, changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// What a later process needs to make sense of the other regions, and what changes with them.
 #[derive(Debug, Clone, Copy, AnyBitPattern)]
@@ -121,14 +121,21 @@ impl<A: Address> Removed<A> {
 
 /// What [`FlowTable::probe`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Probe(Option<u32>);
+pub struct Probe(u32);
 
 impl Probe {
     /// Is there a half with the hash?
     #[inline]
     #[must_use]
     pub const fn is_hit(self) -> bool {
-        self.0.is_some()
+        self.0 != 0
+    }
+
+    /// The half that has the hash, if there is one.
+    #[inline]
+    #[must_use]
+    pub const fn half(self) -> Option<HalfId> {
+        HalfId::from_number(self.0)
     }
 }
 
@@ -269,7 +276,7 @@ impl<A: Address> FlowTable<A> {
     }
 
     /// Second pass: looks for the hash, and asks for the half.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn probe(&self, hash: u32) -> Probe {
         let found = self.index.probe(hash);
@@ -279,14 +286,14 @@ impl<A: Address> FlowTable<A> {
                 prefetch((&raw const *half).cast::<u8>().wrapping_add(64));
             }
         }
-        Probe(found.map(|half| half.0))
+        Probe(found.map_or(0, HalfId::to_number))
     }
 
     /// Third pass: compares the key.
     #[inline]
     #[must_use]
     pub fn confirm(&self, probe: Probe, hash: u32, key: &FlowKey<A>) -> Option<HalfId> {
-        let half = HalfId(probe.0?);
+        let half = probe.half()?;
         if self.halves.get(half.place()).is_some_and(|found| found.is_for(key)) {
             Some(half)
         } else {
@@ -299,6 +306,16 @@ impl<A: Address> FlowTable<A> {
     pub fn find(&self, hash: u32, key: &FlowKey<A>) -> Option<HalfId> {
         self.index
             .find(hash, |half| self.halves.get(half.place()).is_some_and(|found| found.is_for(key)))
+    }
+
+    /// The half of a probe, if packets with this key belong to it. [`FlowTable::confirm`] looks on where
+    /// another key has the same hash.
+    #[inline(always)]
+    #[must_use]
+    pub fn likely(&mut self, probe: Probe, key: &FlowKey<A>) -> Option<(HalfId, &mut Half<A>)> {
+        let half = probe.half()?;
+        let found = self.halves.get_mut(half.place()).filter(|found| found.is_for(key))?;
+        Some((half, found))
     }
 
     /// A half that was found.

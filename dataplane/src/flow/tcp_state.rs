@@ -42,6 +42,9 @@ impl Seen {
     /// The flow was taken over in its middle: nobody waits for a handshake.
     pub(super) const ADOPTED: Self = Self(0x20);
 
+    /// No state, but kept beside it: see [`Half::is_asked_for`].
+    pub(super) const ASKED_FOR: u8 = 0x80;
+
     /// After a packet with these flags.
     #[inline]
     pub(super) const fn and(self, flags: u8) -> Self {

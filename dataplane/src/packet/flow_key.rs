@@ -7,6 +7,7 @@ use bytemuck::AnyBitPattern;
 
 use crate::wire::checksum::{apply, difference16, difference32, difference128, fold, udp_apply};
 use crate::wire::protocol;
+pub use crate::wire::simple::Ends;
 
 /// An address as the number that it is, in host order: `u32` for IPv4, `u128` for IPv6. The two
 /// families have tables of their own, so that IPv4 does not pay for the other's size.
@@ -206,7 +207,7 @@ impl Difference {
 /// Hashes keys under a secret, so that nobody outside can choose keys that fall into one bucket.
 ///
 /// Two multiplications for IPv4, four for IPv6. That is no cryptography: it holds against who does not see the
-/// hashes, and they stay inside the process.
+/// hashes. They stay inside the process, but for the upper bits, which outer headers show.
 #[derive(Debug, Clone, Copy)]
 pub struct FlowHash {
     secrets: [u64; 6],

@@ -147,8 +147,8 @@ pub struct Meta {
     pub verdict: Verdict,
     /// What has the destination. `resolve/route`.
     pub route: Route,
-    /// Hash of the flow {protocol, addresses, ports}; of {protocol, addresses} for a fragment.
-    /// `ingress/parse`.
+    /// Hash of the packet's key ([`crate::packet::flow_key::FlowHash`], the same at all workers); of a
+    /// fragment's without ports. `ingress/parse`.
     pub hash: u32,
     /// IPv4 source, host order; 0 for IPv6. `ingress/parse`.
     pub source: u32,

@@ -163,6 +163,13 @@ pub fn key_v4(meta: &Meta) -> FlowKey<u32> {
     }
 }
 
+/// The hash of the packet's key, which is that. Only a fragment's is not known yet.
+#[inline(always)]
+#[must_use]
+pub fn hash<A: Address>(meta: &Meta, key: &FlowKey<A>, cx: &Context<'_>) -> u32 {
+    if meta.is_fragment { cx.flows.hash.of(key) } else { meta.hash }
+}
+
 /// The key of an IPv6 packet.
 #[inline(always)]
 #[must_use]
@@ -194,6 +201,52 @@ fn quoted_end(frame: &Frame, meta: &Meta) -> Option<(u8, u16)> {
         return quote_v4(frame, meta).map(|quote| (quote.protocol, quote.source_port));
     }
     quote_v6(frame, meta).map(|quote| (quote.protocol, quote.source_port))
+}
+
+/// Did the peer to which the packet's inner source is routed send it, in the tunnel that it may
+/// use? Both questions of a plain packet, who sent it and whether it may, in one look-up.
+#[inline(always)]
+#[must_use]
+pub fn is_owner(meta: &mut Meta, tables: &Snapshot) -> bool {
+    let Target::Peer(index) = tables.routes.v4.get(meta.source).target() else { return false };
+    meta.peer = index + 1;
+    tables
+        .peers
+        .get(index)
+        .is_some_and(|peer| peer.v4 == meta.outer_source && peer.accepts == Some(meta.tunnel))
+}
+
+/// What has the packet's source.
+#[inline(always)]
+#[must_use]
+pub fn source(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Target {
+    let route = match meta.kind {
+        Kind::Ipv4 => tables.routes.v4.get(meta.source),
+        _ => {
+            let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
+            tables.routes.v6.get(peek::source_v6(ip))
+        }
+    };
+    route.target()
+}
+
+/// A peer may send from its pod ranges, its pods' addresses and its own addresses: all that is
+/// routed to it.
+#[inline(always)]
+#[must_use]
+pub fn belongs(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
+    matches!(source(frame, meta, tables), Target::Peer(index) if index + 1 == meta.peer)
+}
+
+/// Is a tunnel packet's source its sender's, and nothing more to be asked about it?
+#[inline(always)]
+#[must_use]
+pub fn is_of_sender(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> bool {
+    if meta.outer_source != 0 {
+        is_owner(meta, tables)
+    } else {
+        meta.service_option == 0 && belongs(frame, meta, tables)
+    }
 }
 
 /// The flags of a TCP packet; of an SCTP packet those that say the same; 0 for anything else.

@@ -4,11 +4,13 @@
 //! ```text
 //! pod, host  parse, source check ----------------\
 //! uplink     parse -> decap -> parse -> peer check -> route -> flow, or what opens one -> hop, transmit
-//! handed over, held, made here ------------------------^
+//! handed over, held, made here ------------------------^                                 ^
+//! of a flow that had the packet before by the same tables -------------------------------'
 //! ```
 //! A step is a plain function on one packet; a phase runs it over the vector, asking for the
 //! memory that the next one will touch. A step never touches a socket or a clock. Routes come first:
-//! they say which packets can be of a flow at all; the others pay nothing for flows.
+//! they say which packets can be of a flow at all; the others pay nothing for flows. Where most packets are of
+//! flows they are asked for first, and what is found needs no route.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "offsets and lengths inside of a frame are below 65,536, and halves of a product are meant"
@@ -76,25 +78,49 @@ pub type FirstFragments = arrayvec::ArrayVec<u16, { crate::packet::vector::VECTO
 
 /// A vector from pods' ports and the host port.
 pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
+    cx.flows.come_first = cx.flows.usual.inside;
     ingress::from_inside(vector, cx);
     answer_link_messages(vector, cx);
-    if resolve::route::phase(vector, cx) {
-        connections(vector, cx);
+    let found = established(vector, cx);
+    if found < vector.len() {
+        let found = found + routed(vector, cx);
+        cx.flows.usual.inside = is_most(found, vector);
     }
     forward(vector, cx);
 }
 
+/// Routes the packets that have no flow yet, and finds or opens those that they have. Says how many were
+/// found.
+fn routed(vector: &mut Vector, cx: &mut Context<'_>) -> usize {
+    if resolve::route::phase(vector, cx) { connections(vector, cx) } else { 0 }
+}
+
+/// Finds the flows of packets that are certainly of one, where most were of late. Says how many.
+fn established(vector: &mut Vector, cx: &mut Context<'_>) -> usize {
+    if cx.flows.come_first { lookup::established::phase(vector, cx) } else { 0 }
+}
+
+/// Are so many of the vector's packets the greater part?
+fn is_most(count: usize, vector: &Vector) -> bool {
+    2 * count > vector.len()
+}
+
 /// A vector from the uplink.
 pub fn from_uplink(vector: &mut Vector, cx: &mut Context<'_>) {
+    cx.flows.come_first = cx.flows.usual.uplink;
     ingress::decap::phase(vector, cx);
     answer_link_messages(vector, cx);
-    let answers_come = ingress::peer_check::phase(vector, cx);
-    let flows = resolve::route::phase(vector, cx);
-    if answers_come {
-        resolve::gateway::phase(vector, cx);
-    }
-    if flows {
-        connections(vector, cx);
+    let mut found = established(vector, cx);
+    if found < vector.len() {
+        let answers_come = ingress::peer_check::phase(vector, cx);
+        let flows = resolve::route::phase(vector, cx);
+        if answers_come {
+            resolve::gateway::phase(vector, cx);
+        }
+        if flows {
+            found += connections(vector, cx);
+        }
+        cx.flows.usual.uplink = is_most(found, vector);
     }
     forward(vector, cx);
 }
@@ -123,13 +149,15 @@ pub fn from_here(vector: &mut Vector, cx: &mut Context<'_>) {
     forward(vector, cx);
 }
 
-/// Finds the flows of the packets that may have one, and opens those of first packets. A function of its
-/// own, so that its cost can be told from the poll loop's.
+/// Finds the flows of the packets that may have one, and opens those of first packets. Says how many were
+/// found. A function of its own, so that its cost can be told from the poll loop's.
 #[inline(never)]
-fn connections(vector: &mut Vector, cx: &mut Context<'_>) {
-    if lookup::conntrack::phase(vector, cx) {
+fn connections(vector: &mut Vector, cx: &mut Context<'_>) -> usize {
+    let (found, is_left) = lookup::conntrack::phase(vector, cx);
+    if is_left {
         resolve::connect::phase(vector, cx);
     }
+    found
 }
 
 /// Gives every undecided packet its way out; then does what the others' verdicts ask for.

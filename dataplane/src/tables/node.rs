@@ -38,9 +38,22 @@ pub struct PlainTunnel {
 impl PlainTunnel {
     const NONE: Self = Self { port: u32::MAX, header: 0 };
 
+    /// Geneve, VXLAN; none when the node has no address `to` which they could come.
+    fn all(node: &Node, to: bool) -> [Self; 2] {
+        if !to {
+            return [Self::NONE; 2];
+        }
+        [
+            // Version 0, no options, no flags, Ethernet inside (RFC 8926 section 3.4).
+            Self::new(node, node.encap.geneve_port, u32::from(ETHERTYPE_TEB)),
+            // The VNI is valid, nothing else (RFC 7348 section 5).
+            Self::new(node, node.encap.vxlan_port, 0x0800_0000),
+        ]
+    }
+
     /// `start` is what stands before the VNI.
     fn new(node: &Node, port: u16, start: u32) -> Self {
-        if port == 0 || node.ipv4().is_none() {
+        if port == 0 {
             return Self::NONE;
         }
         let vni = u64::from(node.encap.vni.get()) << 8;
@@ -69,6 +82,8 @@ pub struct NodeEntry {
     pub vxlan_port: u16,
     /// Tunnels to this node's IPv4 address without options or flags: Geneve, VXLAN.
     pub plain_tunnels: [PlainTunnel; 2],
+    /// The same to its IPv6 address.
+    pub plain_tunnels6: [PlainTunnel; 2],
     /// Source of inner frames.
     pub gateway_mac: MacAddr,
     /// The gateway's IPv4 address for answers of its own, host order; 0: none.
@@ -128,12 +143,8 @@ impl NodeEntry {
             vni: node.encap.vni.get(),
             geneve_port: node.encap.geneve_port,
             vxlan_port: node.encap.vxlan_port,
-            plain_tunnels: [
-                // Version 0, no options, no flags, Ethernet inside (RFC 8926 section 3.4).
-                PlainTunnel::new(node, node.encap.geneve_port, u32::from(ETHERTYPE_TEB)),
-                // The VNI is valid, nothing else (RFC 7348 section 5).
-                PlainTunnel::new(node, node.encap.vxlan_port, 0x0800_0000),
-            ],
+            plain_tunnels: PlainTunnel::all(node, v4 != 0),
+            plain_tunnels6: PlainTunnel::all(node, v6 != 0),
             gateway_mac: node.gateway_mac,
             gateway_v4,
             gateway_v6,

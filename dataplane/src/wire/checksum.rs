@@ -47,6 +47,13 @@ fn native_sum(bytes: &[u8]) -> u64 {
         }
 }
 
+/// The folded sum of `bytes` and `initial`, all in this machine's byte order.
+#[inline]
+#[must_use]
+pub(super) fn native_fold(bytes: &[u8], initial: u64) -> u16 {
+    fold(native_sum(bytes) + initial)
+}
+
 /// The folded sum of a 20-byte header, in this machine's byte order: 0xffff when it is right.
 #[inline]
 #[must_use]

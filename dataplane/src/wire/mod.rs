@@ -23,6 +23,7 @@ pub mod peek;
 pub mod quote;
 pub mod sctp;
 pub mod simple;
+pub mod simple6;
 pub mod tcp;
 pub mod udp;
 pub mod vxlan;

@@ -10,7 +10,9 @@
 //! +--------+--------+----+--------------+-----+-----+-------------+---------
 //! ```
 
-use super::{checksum, ethernet, get_u16, get_u32, ipv4, protocol, tcp, udp};
+use std::hint::select_unpredictable;
+
+use super::{checksum, ethernet, get, get_u16, get_u32, ipv4, protocol, put, tcp, udp};
 
 /// Bytes that are read: both headers and the first eight of the upper layer's.
 pub const HEAD: usize = L4 + 8;
@@ -172,6 +174,72 @@ impl<'a> Simple<'a> {
     }
 }
 
+/// What is written into a simple packet when it is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// Source address, host order.
+    pub source: u32,
+    /// Destination address, host order.
+    pub destination: u32,
+    /// Source port in the upper half, destination port in the lower, host order.
+    pub ports: u32,
+    /// What is added to the IP header's checksum (RFC 1624 equation 3), network order.
+    pub ip_difference: u16,
+    /// What is added to the upper layer's, network order.
+    pub l4_difference: u16,
+}
+
+/// Bytes of a simple packet up to the end of the upper layer's checksum.
+const UDP_HEAD: usize = L4 + udp::CHECKSUM_OFFSET + 2;
+const TCP_HEAD: usize = L4 + tcp::CHECKSUM_OFFSET + 2;
+
+/// Translates a frame that was a simple packet, of UDP. Says whether it was long enough.
+#[inline(always)]
+#[must_use]
+pub fn translate_udp(frame: &mut [u8], ends: &Ends) -> bool {
+    const AT: usize = L4 + udp::CHECKSUM_OFFSET;
+    let Some(head) = frame.first_chunk_mut::<UDP_HEAD>() else { return false };
+    write_ends(head, ends);
+    let old = u16::from_ne_bytes(get::<AT, 2, UDP_HEAD>(head));
+    // No checksum stays none, and one that comes out as 0 is written as its other form (RFC 768).
+    let new = match changed(old, ends.l4_difference) {
+        0 => 0xffff,
+        new => new,
+    };
+    let new = select_unpredictable(old == 0, 0, new);
+    put::<AT, 2, UDP_HEAD>(head, new.to_ne_bytes());
+    true
+}
+
+/// Translates a frame that was a simple packet, of TCP. Says whether it was long enough.
+#[inline(always)]
+#[must_use]
+pub fn translate_tcp(frame: &mut [u8], ends: &Ends) -> bool {
+    const AT: usize = L4 + tcp::CHECKSUM_OFFSET;
+    let Some(head) = frame.first_chunk_mut::<TCP_HEAD>() else { return false };
+    write_ends(head, ends);
+    let old = u16::from_ne_bytes(get::<AT, 2, TCP_HEAD>(head));
+    put::<AT, 2, TCP_HEAD>(head, changed(old, ends.l4_difference).to_ne_bytes());
+    true
+}
+
+/// Writes addresses and ports, and the IP header's checksum.
+#[inline(always)]
+fn write_ends<const N: usize>(head: &mut [u8; N], ends: &Ends) {
+    const { assert!(N >= L4 + 4, "the ports are in it") };
+    put::<{ IP + 12 }, 4, N>(head, ends.source.to_be_bytes());
+    put::<{ IP + 16 }, 4, N>(head, ends.destination.to_be_bytes());
+    put::<L4, 4, N>(head, ends.ports.to_be_bytes());
+    let old = u16::from_ne_bytes(get::<{ IP + 10 }, 2, N>(head));
+    put::<{ IP + 10 }, 2, N>(head, changed(old, ends.ip_difference).to_ne_bytes());
+}
+
+/// The checksum after a change, both in network order.
+#[inline(always)]
+fn changed(checksum: u16, difference: u16) -> u16 {
+    checksum::finish32(u32::from(!checksum) + u32::from(difference))
+}
+
 /// What [`Simple::source_and_type`] is for an IPv4 packet from `mac`.
 #[must_use]
 pub fn source_and_type(mac: overlane_api::MacAddr) -> u64 {
@@ -189,4 +257,97 @@ fn tcp_checksum(frame: &[u8]) -> Option<u16> {
 #[inline(always)]
 fn native<const AT: usize>(head: &[u8; HEAD]) -> u64 {
     u64::from(get_u32::<AT, HEAD>(head).to_be())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checksum::{L4Checksum, verify_l4};
+    use super::super::ipv4::Ipv4;
+    use super::*;
+    use crate::packet::flow_key::{FlowKey, FlowKey4};
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    fn packet(tcp: bool, key: &FlowKey4, payload: &[u8]) -> Vec<u8> {
+        let addresses = (key.source.to_be_bytes(), key.destination.to_be_bytes());
+        let builder = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4(addresses.0, addresses.1, 64);
+        let mut bytes = Vec::new();
+        let ports = (key.source_port, key.destination_port);
+        if tcp {
+            builder.tcp(ports.0, ports.1, 7, 500).write(&mut bytes, payload).unwrap();
+        } else {
+            builder.udp(ports.0, ports.1).write(&mut bytes, payload).unwrap();
+        }
+        bytes
+    }
+
+    fn translate(tcp: bool, bytes: &mut [u8], ends: &Ends) -> bool {
+        if tcp { translate_tcp(bytes, ends) } else { translate_udp(bytes, ends) }
+    }
+
+    fn key(of: (u32, u32, u16, u16), tcp: bool) -> FlowKey4 {
+        FlowKey {
+            source: of.0,
+            destination: of.1,
+            source_port: of.2,
+            destination_port: of.3,
+            protocol: if tcp { protocol::TCP } else { protocol::UDP },
+        }
+    }
+
+    fn ends(from: &FlowKey4, to: &FlowKey4) -> Ends {
+        let difference = from.difference(to);
+        Ends {
+            source: to.source,
+            destination: to.destination,
+            ports: u32::from(to.source_port) << 16 | u32::from(to.destination_port),
+            ip_difference: difference.ip.to_be(),
+            l4_difference: difference.l4.to_be(),
+        }
+    }
+
+    proptest! {
+        /// As if the sender had sent it with the new addresses and ports.
+        #[test]
+        fn a_translated_packet_has_what_it_was_given(
+            from: (u32, u32, u16, u16),
+            to: (u32, u32, u16, u16),
+            tcp: bool,
+            payload in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let (from, to) = (key(from, tcp), key(to, tcp));
+            let mut bytes = packet(tcp, &from, &payload);
+            prop_assert!(translate(tcp, &mut bytes, &ends(&from, &to)));
+            prop_assert!(Ipv4::parse(&bytes[14..]).unwrap().verify_checksum());
+            prop_assert_eq!(verify_l4(&bytes[14..]), Ok(L4Checksum::Correct));
+            let mut expected = packet(tcp, &to, &payload);
+            // Two forms of zero are right.
+            let at = L4 + if tcp { tcp::CHECKSUM_OFFSET } else { udp::CHECKSUM_OFFSET };
+            expected[at..at + 2].copy_from_slice(&bytes[at..at + 2]);
+            expected[IP + 10..IP + 12].copy_from_slice(&bytes[IP + 10..IP + 12]);
+            prop_assert_eq!(&bytes, &expected);
+        }
+    }
+
+    #[test]
+    fn no_udp_checksum_stays_none() {
+        let (from, to) = (key((1, 2, 3, 4), false), key((5, 6, 7, 8), false));
+        let mut bytes = packet(false, &from, b"data");
+        bytes[40..42].fill(0);
+        assert!(translate_udp(&mut bytes, &ends(&from, &to)));
+        assert_eq!(bytes[40..42], [0, 0]);
+        assert_eq!(verify_l4(&bytes[14..]), Ok(L4Checksum::Absent));
+    }
+
+    #[test]
+    fn what_is_too_short_is_left_alone() {
+        let ends = ends(&key((1, 2, 3, 4), false), &key((5, 6, 7, 8), false));
+        for (tcp, least) in [(false, UDP_HEAD), (true, TCP_HEAD)] {
+            let mut bytes = vec![9; least];
+            assert!(translate(tcp, &mut bytes, &ends));
+            let mut bytes = vec![9; least - 1];
+            assert!(!translate(tcp, &mut bytes, &ends));
+            assert_eq!(bytes, vec![9; least - 1]);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Verdicts into deeds.
 
+use arrayvec::Drain;
 use overlane_api::WorkerId;
 
 use super::Worker;
@@ -7,8 +8,25 @@ use crate::io::Port;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::Meta;
-use crate::packet::vector::{Packet, Vector};
+use crate::packet::vector::{Packet, VECTOR, Vector};
 use crate::packet::verdict::{PortId, Verdict};
+
+/// Puts the next `count` frames on the TX ring of `port`, until it takes one no more. Says how many it took,
+/// and gives back the one that it did not. A function of its own: nothing else is on the processor's mind.
+#[inline(never)]
+fn send_while_taken<P: Port>(
+    port: &mut P,
+    frames: &mut Drain<'_, Frame, VECTOR>,
+    count: usize,
+) -> (usize, Option<Frame>) {
+    for sent in 0..count {
+        let Some(frame) = frames.next() else { return (sent, None) };
+        if let Err(frame) = port.send(frame) {
+            return (sent, Some(frame));
+        }
+    }
+    (count, None)
+}
 
 impl<P: Port> Worker<P> {
     /// Does what was decided for each packet; the vector is empty afterwards.
@@ -21,7 +39,7 @@ impl<P: Port> Worker<P> {
                 // Packets that follow one another mostly leave by the same port.
                 let rest = metas.as_slice().iter();
                 let more = rest.take_while(|meta| meta.verdict == Verdict::Send(port)).count();
-                self.send_run(frames.by_ref().take(more + 1), port);
+                self.send_run(&mut frames, more + 1, port);
                 metas = metas.as_slice()[more..].iter();
                 continue;
             }
@@ -46,35 +64,29 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// Sends frames by one port.
+    /// Sends the next `count` frames by one port.
     #[inline]
-    fn send_run(&mut self, mut frames: impl Iterator<Item = Frame>, port: PortId) {
-        while let Some(frame) = self.send_while_taken(&mut frames, port) {
+    fn send_run(&mut self, frames: &mut Drain<'_, Frame, VECTOR>, count: usize, port: PortId) {
+        let mut left = count;
+        while left > 0 {
+            let refused = match self.slots.get_mut(port.index()) {
+                Some(Some(slot)) => {
+                    slot.dirty = true;
+                    let (sent, refused) = send_while_taken(&mut slot.port, frames, left);
+                    slot.block.counts.tx_packets += sent as u64;
+                    self.counters.sent += sent as u64;
+                    left -= sent;
+                    refused
+                }
+                _ => frames.next(),
+            };
+            let Some(frame) = refused else { return };
+            left -= 1;
             match self.send_again(frame, port) {
                 Ok(()) => self.counters.sent += 1,
                 Err(reason) => self.counters.drop(reason),
             }
         }
-    }
-
-    /// Puts frames on the TX ring of `port` until it takes one no more: gives that one back.
-    #[inline]
-    fn send_while_taken(
-        &mut self,
-        frames: &mut impl Iterator<Item = Frame>,
-        port: PortId,
-    ) -> Option<Frame> {
-        let Some(Some(slot)) = self.slots.get_mut(port.index()) else { return frames.next() };
-        slot.dirty = true;
-        let mut sent = 0;
-        let refused = frames.find_map(|frame| {
-            let refused = slot.port.send(frame).err();
-            sent += u64::from(refused.is_none());
-            refused
-        });
-        slot.block.counts.tx_packets += sent;
-        self.counters.sent += sent;
-        refused
     }
 
     /// Puts a frame on the TX ring of `port`, copying it when it lives in another UMEM.

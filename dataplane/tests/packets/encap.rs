@@ -21,7 +21,7 @@ fn there_and_back(bed: &mut Bed, packet: &Packet, out: &Tunnel, back: &Tunnel) {
     let (port, label) = flow_of(&frame);
     assert!(port >= 49152);
     if out.source.is_ipv6() {
-        assert_eq!(label >> 18, u32::from(port) & 3, "port and label are of one hash");
+        assert_eq!(label >> 6, u32::from(port) & 0x3fff, "port and label are of one hash");
     }
     let inner = packet.clone().ttl(packet.ttl - 1).frame(between(0, 1));
     let expected = Tunnel { source_port: port, label, ..out.clone() }.wrap(&inner);

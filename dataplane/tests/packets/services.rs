@@ -135,6 +135,25 @@ fn a_cluster_ip_becomes_its_backend_and_the_answer_comes_from_it() {
 }
 
 #[test]
+fn an_answer_of_a_flow_comes_from_its_backends_node_only() {
+    for (mode, underlay) in TUNNELS {
+        for family in 0..2 {
+            let mut bed = bed(mode, underlay, 1, vec![service(0, Protocol::Udp, &[(1, 0)])]);
+            let sent = packet(pod_ip(0, 0, family), vip(0, family), udp());
+            for _ in 0..4 {
+                through(&mut bed, mode, underlay, &sent);
+            }
+            let (client, server) = ((sent.source, 40_000), (pod_ip(1, 0, family), 8080));
+            let reply = sent.between(client, server).reply(b"answer").frame(between(1, 0));
+            let forged = Tunnel::from_peer(2, mode, underlay).wrap(&reply);
+            bed.drops(&UPLINK, &forged, "inner_spoofed_source");
+            through(&mut bed, mode, underlay, &sent);
+            bed.close();
+        }
+    }
+}
+
+#[test]
 fn a_backend_here_is_reached_from_any_worker_and_answers() {
     for workers in [1, 2] {
         for family in 0..2 {

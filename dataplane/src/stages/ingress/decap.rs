@@ -4,7 +4,7 @@
 
 use overlane_api::Mode;
 
-use super::{fragments, parse, path_mtu};
+use super::{fragments, parse, path_mtu, usual};
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin};
@@ -17,7 +17,6 @@ use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::geneve::{self, Geneve};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::simple::{self, Simple};
 use crate::wire::udp::{self, Udp};
 use crate::wire::vxlan::Vxlan;
 use crate::wire::{ParseError, checksum, peek, protocol};
@@ -29,7 +28,7 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
         frame.prefetch();
     }
     for (frame, meta) in vector.packets() {
-        if is_usual(frame, meta, cx) {
+        if usual::is_usual(frame, meta, cx) {
             continue;
         }
         if let Err(verdict) = step(frame, meta, cx) {
@@ -38,87 +37,7 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     }
 }
 
-/// Bytes that [`is_plain`] takes off: Ethernet, IPv4, UDP and a tunnel header without options.
-const PLAIN: usize = simple::L4 + udp::HEADER_LEN + geneve::HEADER_LEN;
-
-/// Is it a packet as nearly all are? Then it is dealt with. All else, good or bad, goes through
-/// [`step`], which does the same and says what is wrong.
-#[inline(always)]
-fn is_usual(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> bool {
-    let Some(outer) = Simple::read(frame.bytes()) else { return false };
-    let before = if is_plain(frame, &outer, meta, cx.tables) {
-        PLAIN
-    } else if is_answer(&outer, meta, cx) {
-        0
-    } else {
-        return false;
-    };
-    frame.trim_front(before);
-    frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
-    true
-}
-
-/// Is it to an address and a port with which flows of this worker leave, and to nothing else that there
-/// may be at this node's own address?
-#[inline(always)]
-fn is_answer(ip: &Simple<'_>, meta: &mut Meta, cx: &Context<'_>) -> bool {
-    let (tables, port) = (cx.tables, ip.ports() as u16);
-    if tables.external.owner_v4(ip.destination(), port) != Some(cx.worker) {
-        return false;
-    }
-    let is_own = ip.destination() == tables.node.v4;
-    if is_own && (tables.node.is_tunnel_port(port) || tables.host_ports.contains(port)) {
-        return false;
-    }
-    meta.is_answer = parse::parse_simple(ip, meta, tables);
-    meta.is_answer
-}
-
-/// Is it a tunnel packet as nearly all are: simple outside and inside, to this node, without
-/// options, checksum or congestion marks outside, and with nothing wrong? Then its metadata is that of
-/// the inner packet; who sent it is left to `peer_check`.
-#[inline(always)]
-fn is_plain(frame: &Frame, outer: &Simple<'_>, meta: &mut Meta, tables: &Snapshot) -> bool {
-    const UDP_LEN: usize = simple::L4 - ethernet::HEADER_LEN;
-    let node = &tables.node;
-    let usual = outer.protocol() == protocol::UDP
-        && outer.destination() == node.v4
-        && outer.checksum() == Some(0)
-        && outer.tos() & 3 == 0
-        && usize::from(outer.total_len()) == UDP_LEN + usize::from(outer.udp_len());
-    if !usual {
-        return false;
-    }
-    let [geneve, vxlan] = node.plain_tunnels;
-    let port = outer.ports() & 0xffff;
-    let (mode, header) = if port == geneve.port {
-        (Mode::Geneve, geneve.header)
-    } else if port == vxlan.port {
-        (Mode::Vxlan, vxlan.header)
-    } else {
-        return false;
-    };
-    let Some(headers) = frame.bytes().first_chunk::<PLAIN>() else { return false };
-    let Some(given) = headers.last_chunk() else { return false };
-    if u64::from_be_bytes(*given) != header {
-        return false;
-    }
-    let inner = frame.bytes().get(PLAIN..ethernet::HEADER_LEN + usize::from(outer.total_len()));
-    let Some(inner) = inner.and_then(Simple::read) else { return false };
-    if inner.is_group() {
-        return false;
-    }
-    tables.routes.v4.prefetch(inner.source());
-    if !parse::parse_simple(&inner, meta, tables) {
-        return false;
-    }
-    meta.origin = Origin::Tunnel;
-    meta.outer_source = outer.source();
-    meta.tunnel = mode;
-    true
-}
-
-/// Takes a packet that [`is_plain`] took out of its tunnel out of it again, step by step, for what
+/// Takes a packet that [`usual::is_plain`] took out of its tunnel out of it again, step by step, for what
 /// is wrong with its sender to be named.
 #[inline(never)]
 pub(super) fn again(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
@@ -130,9 +49,9 @@ pub(super) fn again(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
     }
 }
 
-/// Makes the frame what it was before [`is_plain`]: all bytes are still in the chunk.
+/// Makes the frame what it was before [`usual::is_plain`]: all bytes are still in the chunk.
 fn put_back(frame: &mut Frame) -> bool {
-    let Ok(bytes) = frame.prepend(PLAIN) else { return false };
+    let Ok(bytes) = frame.prepend(usual::PLAIN) else { return false };
     let ip = bytes.get(ethernet::HEADER_LEN..).and_then(<[u8]>::first_chunk::<4>);
     let Some(&[_, _, high, low]) = ip else { return false };
     frame.set_len(ethernet::HEADER_LEN + usize::from(u16::from_be_bytes([high, low]))).is_ok()
@@ -153,7 +72,7 @@ pub(super) fn step_by_step(vector: &mut Vector, cx: &mut Context<'_>) {
 fn step(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
     outer(frame, meta, cx)?;
     match meta.origin {
-        Origin::Tunnel => inner(frame, meta, cx.tables).map_err(Verdict::Drop),
+        Origin::Tunnel => inner(frame, meta, cx).map_err(Verdict::Drop),
         _ => Ok(()),
     }
 }
@@ -233,7 +152,7 @@ fn outer_v6(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
 /// A packet to an address of this node's, and of no tunnel: an answer to a flow that left with the
 /// address, which its worker knows; or to a service there; or the host's.
 fn own_address(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
-    if parse_plain(frame, meta, cx.tables).is_err() {
+    if parse_plain(frame, meta, cx).is_err() {
         return Err(cx.tables.node.host_verdict());
     }
     if meta.is_fragment { fragments::step(frame, meta, cx) } else { own_port(frame, meta, cx) }
@@ -304,11 +223,11 @@ fn answer(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> Result<(), Ve
     if owner == cx.worker { Ok(()) } else { Err(Verdict::HandOver(owner)) }
 }
 
-fn parse_plain(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
+fn parse_plain(frame: &Frame, meta: &mut Meta, cx: &Context<'_>) -> Result<(), DropReason> {
     let ethernet = Ethernet::parse(frame.bytes()).map_err(|_| DropReason::FrameTruncated)?;
     match ethernet.ethertype() {
-        ethernet::ETHERTYPE_IPV4 => parse::parse_v4(ethernet.payload(), meta, tables),
-        _ => parse::parse_v6(ethernet.payload(), meta, tables),
+        ethernet::ETHERTYPE_IPV4 => parse::parse_v4(ethernet.payload(), meta, cx),
+        _ => parse::parse_v6(ethernet.payload(), meta, cx),
     }
 }
 
@@ -324,7 +243,7 @@ fn tunnel(meta: &mut Meta, port: u16, l4: usize, ip_len: u16, tos: u8) -> Result
 /// A packet that is not in a tunnel: for a pod of ours (native and flat), or the host's.
 #[cold]
 fn plain(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
-    match parse_plain(frame, meta, cx.tables) {
+    match parse_plain(frame, meta, cx) {
         Ok(()) if meta.kind == Kind::LinkV6 => {
             *cx.link_messages = true;
             Ok(())
@@ -349,7 +268,8 @@ fn outer_reason(error: &ParseError) -> DropReason {
 
 /// Checks the sender and the tunnel header, takes the outer headers off, parses what was inside.
 #[inline(always)]
-fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
+fn inner(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> Result<(), DropReason> {
+    let tables = cx.tables;
     let ip_len = usize::from(meta.ip_len);
     let end = ethernet::HEADER_LEN + ip_len;
     let ip = frame.bytes().get(ethernet::HEADER_LEN..end).ok_or(DropReason::OuterTruncated)?;
@@ -369,7 +289,7 @@ fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), Dr
     }
     frame.trim_front(ethernet::HEADER_LEN + l4 + udp::HEADER_LEN + header_len);
     frame.truncate(inner_len);
-    parse_inner(frame, meta, tables)?;
+    parse_inner(frame, meta, cx)?;
     if let Some(option) = option
         && option.len != service_option_len(meta.kind)
     {
@@ -514,7 +434,8 @@ fn geneve_reason(error: &ParseError) -> DropReason {
 
 /// Parses the Ethernet frame that was inside.
 #[inline(always)]
-fn parse_inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
+fn parse_inner(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> Result<(), DropReason> {
+    let tables = cx.tables;
     let ethernet = Ethernet::parse(frame.bytes()).map_err(|_| DropReason::InnerTruncated)?;
     if ethernet.destination().is_group() {
         return Err(DropReason::InnerMulticast);
@@ -523,11 +444,11 @@ fn parse_inner(frame: &mut Frame, meta: &mut Meta, tables: &Snapshot) -> Result<
     let parsed = match ethernet.ethertype() {
         ethernet::ETHERTYPE_IPV4 => {
             tables.routes.v4.prefetch(peek::source_v4(ethernet.payload()));
-            parse::parse_v4(ethernet.payload(), meta, tables)
+            parse::parse_v4(ethernet.payload(), meta, cx)
         }
         ethernet::ETHERTYPE_IPV6 => {
             tables.routes.v6.prefetch(peek::source_v6(ethernet.payload()));
-            parse::parse_v6(ethernet.payload(), meta, tables)
+            parse::parse_v6(ethernet.payload(), meta, cx)
         }
         _ => return Err(DropReason::InnerBadVersion),
     };

@@ -6,6 +6,7 @@ pub mod parse;
 pub mod path_mtu;
 pub mod peer_check;
 pub mod source_check;
+mod usual;
 
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
@@ -13,8 +14,8 @@ use crate::packet::meta::{Kind, Meta};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::{PortId, Verdict};
 use crate::stages::Context;
-use crate::tables::Snapshot;
 use crate::wire::simple::Simple;
+use crate::wire::simple6::Simple6;
 use crate::wire::{ParseError, ethernet};
 
 /// Parses and checks a vector from pods and the host: both steps on one packet while its first
@@ -29,7 +30,7 @@ pub fn from_inside(vector: &mut Vector, cx: &mut Context<'_>) {
         if meta.port != sender.port {
             sender = source_check::Sender::of(meta.port, cx.tables);
         }
-        if is_plain(frame, meta, &sender, cx.tables) {
+        if is_plain(frame, meta, &sender, cx) {
             continue;
         }
         if let Err(reason) = parse_and_check(frame, meta, &sender, cx) {
@@ -45,11 +46,15 @@ fn is_plain(
     frame: &mut Frame,
     meta: &mut Meta,
     sender: &source_check::Sender<'_>,
-    tables: &Snapshot,
+    cx: &Context<'_>,
 ) -> bool {
-    let Some(packet) = Simple::read(frame.bytes()) else { return false };
-    let passes =
-        source_check::passes(&packet, sender, tables) && parse::parse_simple(&packet, meta, tables);
+    let passes = if let Some(packet) = Simple::read(frame.bytes()) {
+        source_check::passes(&packet, sender, cx.tables) && parse::parse_simple(&packet, meta, cx)
+    } else if let Some(packet) = Simple6::read(frame.bytes()) {
+        source_check::passes6(&packet, sender, cx.tables) && parse::parse_simple6(&packet, meta, cx)
+    } else {
+        false
+    };
     if passes {
         frame.truncate(ethernet::HEADER_LEN + usize::from(meta.ip_len));
     }

@@ -2,15 +2,16 @@
 //! say; later steps read the metadata.
 
 use crate::packet::drop::DropReason;
+use crate::packet::flow_key::FlowKey;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
-use crate::stages::Context;
-use crate::tables::Snapshot;
+use crate::stages::{Context, keys};
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
 use crate::wire::simple::Simple;
-use crate::wire::{icmpv4, icmpv6, ipv4, protocol};
+use crate::wire::simple6::Simple6;
+use crate::wire::{icmpv4, icmpv6, ipv4, ipv6, protocol};
 
 /// Parses one packet; ARP and ND are left to [`crate::stages::transmit::arp_nd`].
 #[inline(always)]
@@ -25,10 +26,10 @@ pub(super) fn step(
     let ethernet = Ethernet::parse(frame.bytes()).map_err(|_| DropReason::FrameTruncated)?;
     match ethernet.ethertype() {
         ethernet::ETHERTYPE_IPV4 => {
-            parse_v4(ethernet.payload(), meta, cx.tables)?;
+            parse_v4(ethernet.payload(), meta, cx)?;
         }
         ethernet::ETHERTYPE_IPV6 => {
-            parse_v6(ethernet.payload(), meta, cx.tables)?;
+            parse_v6(ethernet.payload(), meta, cx)?;
             *cx.link_messages |= meta.kind == Kind::LinkV6;
         }
         ethernet::ETHERTYPE_ARP => {
@@ -43,12 +44,11 @@ pub(super) fn step(
     Ok(())
 }
 
-/// Reads an IPv4 packet and asks for its route's cache lines.
+/// Reads an IPv4 packet and asks for the lines of what is looked up first: its flow or its route.
 #[inline(always)]
-pub(super) fn parse_v4(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
+pub(super) fn parse_v4(bytes: &[u8], meta: &mut Meta, cx: &Context<'_>) -> Result<(), DropReason> {
     let ip = Ipv4::parse(bytes).map_err(|error| super::inside_reason(&error))?;
     let destination = ip.destination_u32();
-    tables.routes.v4.prefetch(destination);
     if !ip.verify_checksum() {
         return Err(DropReason::BadIpChecksum);
     }
@@ -64,36 +64,28 @@ pub(super) fn parse_v4(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Resu
     meta.ttl = ip.ttl();
     meta.dont_fragment = ip.dont_fragment();
     meta.is_fragment = ip.is_fragment();
-    let mut ports = 0;
     meta.l4 = 0;
     if ip.fragment_offset() == 0 {
         meta.l4 = ip.header_len() as u16;
-        ports = read_ports(meta, ip.payload());
+        read_ports(meta, ip.payload());
     }
-    if meta.is_fragment {
-        // All fragments of a packet have one hash; the later ones know no ports.
-        ports = 0;
-    }
-    let addresses = u64::from(ip.source_u32()) << 32 | u64::from(destination);
-    meta.hash = flow_hash(addresses, 0, meta.protocol, ports, tables.node.salt);
+    meta.hash = cx.flows.hash.of(&hashed(meta, meta.source, destination));
+    ask_v4(meta, cx);
     Ok(())
 }
 
 /// Reads a simple packet as [`parse_v4`] would. Says whether that is all: a destination that is no
 /// host's is left to it.
 #[inline(always)]
-pub(super) fn parse_simple(packet: &Simple<'_>, meta: &mut Meta, tables: &Snapshot) -> bool {
+pub(super) fn parse_simple(packet: &Simple<'_>, meta: &mut Meta, cx: &Context<'_>) -> bool {
     let destination = packet.destination();
     if !is_unicast_v4(destination) {
         return false;
     }
-    tables.routes.v4.prefetch(destination);
     let ports = packet.ports();
-    let addresses = u64::from(packet.source()) << 32 | u64::from(destination);
     meta.kind = Kind::Ipv4;
     meta.source = packet.source();
     meta.destination = destination;
-    meta.hash = flow_hash(addresses, 0, packet.protocol(), ports, tables.node.salt);
     meta.ip_len = packet.total_len();
     meta.l4 = ipv4::MIN_HEADER_LEN as u16;
     meta.source_port = (ports >> 16) as u16;
@@ -103,15 +95,68 @@ pub(super) fn parse_simple(packet: &Simple<'_>, meta: &mut Meta, tables: &Snapsh
     meta.ttl = packet.ttl();
     meta.dont_fragment = packet.dont_fragment();
     meta.is_fragment = false;
+    meta.hash = cx.flows.hash.of(&keys::key_v4(meta));
+    ask_v4(meta, cx);
     true
 }
 
-/// Reads an IPv6 packet and asks for its route's cache lines.
+/// As [`parse_simple`], over IPv6: as [`parse_v6`] would.
+#[inline(always)]
+pub(super) fn parse_simple6(packet: &Simple6<'_>, meta: &mut Meta, cx: &Context<'_>) -> bool {
+    let destination = packet.destination();
+    if destination == 0 || destination >> 120 == 0xff {
+        return false;
+    }
+    let ports = packet.ports();
+    meta.kind = Kind::Ipv6;
+    meta.ip_len = packet.payload_len() + ipv6::HEADER_LEN as u16;
+    meta.l4 = ipv6::HEADER_LEN as u16;
+    meta.source_port = (ports >> 16) as u16;
+    meta.destination_port = ports as u16;
+    meta.protocol = packet.protocol();
+    meta.tos = packet.traffic_class();
+    meta.ttl = packet.hop_limit();
+    meta.dont_fragment = true;
+    meta.is_fragment = false;
+    meta.hash = cx.flows.hash.of(&hashed(meta, packet.source(), destination));
+    ask_v6(meta, destination, cx);
+    true
+}
+
+/// Asks for the line that is read first: of the flows' index, or of the routes.
+#[inline(always)]
+fn ask_v4(meta: &Meta, cx: &Context<'_>) {
+    if cx.flows.come_first {
+        cx.flows.v4.prefetch(meta.hash);
+    } else {
+        cx.tables.routes.v4.prefetch(meta.destination);
+    }
+}
+
+/// As [`ask_v4`], of IPv6.
+#[inline(always)]
+fn ask_v6(meta: &Meta, destination: u128, cx: &Context<'_>) {
+    if cx.flows.come_first {
+        cx.flows.v6.prefetch(meta.hash);
+    } else {
+        cx.tables.routes.v6.prefetch(destination);
+    }
+}
+
+/// What is hashed of a packet: its key. All fragments of a packet have one hash; the later ones know no
+/// ports.
+#[inline(always)]
+fn hashed<A>(meta: &Meta, source: A, destination: A) -> FlowKey<A> {
+    let ports = if meta.is_fragment { (0, 0) } else { (meta.source_port, meta.destination_port) };
+    let (source_port, destination_port) = ports;
+    FlowKey { source, destination, source_port, destination_port, protocol: meta.protocol }
+}
+
+/// Reads an IPv6 packet and asks for the lines of what is looked up first: its flow or its route.
 #[inline]
-pub(super) fn parse_v6(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Result<(), DropReason> {
+pub(super) fn parse_v6(bytes: &[u8], meta: &mut Meta, cx: &Context<'_>) -> Result<(), DropReason> {
     let ip = Ipv6::parse(bytes).map_err(|error| super::inside_reason(&error))?;
     let (source, destination) = (ip.source_u128(), ip.destination_u128());
-    tables.routes.v6.prefetch(destination);
     let upper = ip.upper_layer().map_err(|error| super::inside_reason(&error))?;
     meta.ip_len = u16::try_from(ip.packet_len()).map_err(|_| DropReason::BadIpHeader)?;
     meta.protocol = upper.protocol;
@@ -119,23 +164,18 @@ pub(super) fn parse_v6(bytes: &[u8], meta: &mut Meta, tables: &Snapshot) -> Resu
     meta.ttl = ip.hop_limit();
     meta.dont_fragment = true;
     meta.is_fragment = upper.fragment.is_some();
-    let mut ports = 0;
     meta.l4 = 0;
     if upper.fragment.is_none_or(|fragment| fragment.offset == 0) {
         meta.l4 = upper.offset as u16;
-        ports = read_ports(meta, ip.packet().get(upper.offset..).unwrap_or_default());
-    }
-    if meta.is_fragment {
-        ports = 0;
+        read_ports(meta, ip.packet().get(upper.offset..).unwrap_or_default());
     }
     if destination == 0 {
         return Err(DropReason::BadIpHeader);
     }
     let stays = destination >> 120 == 0xff || is_discovery(meta, bytes);
     meta.kind = if stays { Kind::LinkV6 } else { Kind::Ipv6 };
-    let addresses = (source >> 64) as u64 ^ (source as u64).rotate_left(32);
-    let more = (destination >> 64) as u64 ^ destination as u64;
-    meta.hash = flow_hash(addresses, more, meta.protocol, ports, tables.node.salt);
+    meta.hash = cx.flows.hash.of(&hashed(meta, source, destination));
+    ask_v6(meta, destination, cx);
     Ok(())
 }
 
@@ -149,19 +189,18 @@ fn is_discovery(meta: &Meta, ip: &[u8]) -> bool {
             .is_some_and(|kind| (icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT).contains(kind))
 }
 
-/// The ports of TCP, UDP and SCTP as one number; 0 for anything else. Writes them, or the
-/// identifier of an ICMP echo in their place, to the metadata.
+/// Writes the ports of TCP, UDP and SCTP, or the identifier of an ICMP echo in their place, to the
+/// metadata.
 #[inline]
-fn read_ports(meta: &mut Meta, l4: &[u8]) -> u32 {
+fn read_ports(meta: &mut Meta, l4: &[u8]) {
     match meta.protocol {
         protocol::TCP | protocol::UDP | protocol::SCTP => {
-            let Some(ports) = l4.first_chunk::<4>() else { return 0 };
+            let Some(ports) = l4.first_chunk::<4>() else { return };
             meta.source_port = u16::from_be_bytes([ports[0], ports[1]]);
             meta.destination_port = u16::from_be_bytes([ports[2], ports[3]]);
-            u32::from_be_bytes(*ports)
         }
         protocol::ICMP | protocol::ICMPV6 => {
-            let Some(&[kind, _, _, _, high, low]) = l4.first_chunk() else { return 0 };
+            let Some(&[kind, _, _, _, high, low]) = l4.first_chunk() else { return };
             let identifier = u16::from_be_bytes([high, low]);
             match (meta.protocol, kind) {
                 (protocol::ICMP, icmpv4::ECHO_REQUEST)
@@ -171,9 +210,8 @@ fn read_ports(meta: &mut Meta, l4: &[u8]) -> u32 {
                 }
                 _ => {}
             }
-            0
         }
-        _ => 0,
+        _ => {}
     }
 }
 
@@ -194,15 +232,6 @@ static HOSTS: [bool; 256] = {
     hosts
 };
 
-/// Hash of a flow: the same for all its packets, salted per node. Chooses the outer source port.
-#[inline]
-fn flow_hash(addresses: u64, more: u64, protocol: u8, ports: u32, salt: u64) -> u32 {
-    let rest = (u64::from(ports) << 8 | u64::from(protocol)) ^ more;
-    let mixed = (addresses ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mixed = (mixed ^ mixed >> 32 ^ rest).wrapping_mul(0x9fb2_1c65_1e98_df25);
-    (mixed >> 32) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,17 +247,5 @@ mod tests {
         {
             assert!(!of(bad), "{bad}");
         }
-    }
-
-    #[test]
-    fn one_flow_has_one_hash_and_many_flows_spread() {
-        let mut seen = std::collections::HashSet::new();
-        for port in 0..1000_u32 {
-            let hash = flow_hash(0x0af4_010a_0af4_020a, 0, 17, 40_000 << 16 | port, 7);
-            assert_eq!(hash, flow_hash(0x0af4_010a_0af4_020a, 0, 17, 40_000 << 16 | port, 7));
-            seen.insert(hash >> 18);
-        }
-        // 1,000 flows into 16,384 ports: 970 differ in the mean.
-        assert!(seen.len() > 900, "{} ports", seen.len());
     }
 }

@@ -8,6 +8,7 @@ use crate::packet::meta::{Kind, Meta, Origin, Route, Target};
 use crate::packet::vector::Vector;
 use crate::packet::verdict::Verdict;
 use crate::stages::Context;
+use crate::stages::keys::{belongs, is_owner, source};
 use crate::tables::Snapshot;
 use crate::wire::{ethernet, peek};
 
@@ -17,7 +18,8 @@ use crate::wire::{ethernet, peek};
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
     let mut any_needs_flow = false;
     for (frame, meta) in vector.packets() {
-        if !meta.is_pending() {
+        // A packet that has its flow was looked at there.
+        if !meta.is_pending() || meta.flow != 0 {
             continue;
         }
         if meta.origin == Origin::Tunnel {
@@ -102,38 +104,6 @@ fn is_outside(from: Route) -> bool {
 
 fn is_pod(to: Route) -> bool {
     matches!(to.target(), Target::Endpoint(_))
-}
-
-/// Did the peer to which the packet's inner source is routed send it, in the tunnel that it may
-/// use? Both questions of a plain packet, who sent it and whether it may, in one look-up.
-#[inline(always)]
-fn is_owner(meta: &mut Meta, tables: &Snapshot) -> bool {
-    let Target::Peer(index) = tables.routes.v4.get(meta.source).target() else { return false };
-    meta.peer = index + 1;
-    tables
-        .peers
-        .get(index)
-        .is_some_and(|peer| peer.v4 == meta.outer_source && peer.accepts == Some(meta.tunnel))
-}
-
-/// What has the packet's source.
-#[inline(always)]
-fn source(frame: &Frame, meta: &Meta, tables: &Snapshot) -> Target {
-    let route = match meta.kind {
-        Kind::Ipv4 => tables.routes.v4.get(meta.source),
-        _ => {
-            let ip = frame.bytes().get(ethernet::HEADER_LEN..).unwrap_or_default();
-            tables.routes.v6.get(peek::source_v6(ip))
-        }
-    };
-    route.target()
-}
-
-/// A peer may send from its pod ranges, its pods' addresses and its own addresses: all that is
-/// routed to it.
-#[inline(always)]
-fn belongs(frame: &Frame, meta: &Meta, tables: &Snapshot) -> bool {
-    matches!(source(frame, meta, tables), Target::Peer(index) if index + 1 == meta.peer)
 }
 
 /// To a pod of ours, nobody out there sends from an address of this node's, and what a peer sends

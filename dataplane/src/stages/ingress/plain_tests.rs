@@ -14,6 +14,7 @@ use crate::packet::meta::Origin;
 use crate::packet::pool::{FramePool, UmemId};
 use crate::stages::Notices;
 use crate::stages::transmit::icmp_error::RateLimit;
+use crate::tables::Snapshot;
 use crate::tables::compile::{Binding, Compiler};
 use crate::tables::host_ports::HostPorts;
 use crate::testing::{node, objects};
@@ -31,9 +32,9 @@ struct Rig {
 }
 
 impl Rig {
-    fn new() -> Self {
+    fn new(underlay: Underlay) -> Self {
         let mut compiler = Compiler::new(1);
-        compiler.apply(objects::cluster(Mode::Geneve, Underlay::Ipv4, 1)).unwrap();
+        compiler.apply(objects::cluster(Mode::Geneve, underlay, 1)).unwrap();
         // A peer that speaks the other tunnel.
         let other = Change::Set(Object::Peer(objects::peer(3, Mode::Vxlan)));
         compiler.apply(vec![other]).unwrap();
@@ -152,7 +153,16 @@ fn for_all<S: Strategy>(
     inputs: &S,
     test: impl Fn(&mut Rig, S::Value) -> Result<(), TestCaseError>,
 ) {
-    let rig = RefCell::new(Rig::new());
+    for_all_over(Underlay::Ipv4, inputs, test);
+}
+
+/// As [`for_all`], with tunnels over a family.
+fn for_all_over<S: Strategy>(
+    underlay: Underlay,
+    inputs: &S,
+    test: impl Fn(&mut Rig, S::Value) -> Result<(), TestCaseError>,
+) {
+    let rig = RefCell::new(Rig::new(underlay));
     let config = ProptestConfig { cases: 4000, failure_persistence: None, ..Default::default() };
     TestRunner::new(config).run(inputs, |input| test(&mut rig.borrow_mut(), input)).unwrap();
 }
@@ -182,10 +192,9 @@ fn what_takes_the_short_way_from_a_pod_would_pass_the_long_one() {
         let (mut short, mut long) = (rig.frame(&bytes), rig.frame(&bytes));
         let mut short_meta = Meta::new(PortId(0), Origin::Endpoint);
         let mut long_meta = short_meta;
-        let sender = source_check::Sender::of(PortId(0), &rig.tables);
-        let is_short = is_plain(&mut short, &mut short_meta, &sender, &rig.tables);
         let tables = rig.tables.clone();
         let sender = source_check::Sender::of(PortId(0), &tables);
+        let is_short = rig.with(|cx| is_plain(&mut short, &mut short_meta, &sender, cx));
         let passed = rig.with(|cx| parse_and_check(&mut long, &mut long_meta, &sender, cx));
         if is_short {
             prop_assert_eq!(passed, Ok(()));
@@ -292,4 +301,128 @@ fn what_takes_the_short_way_to_a_port_of_ours_would_pass_the_long_one() {
             Ok(())
         },
     );
+}
+
+/// As [`packet`], over IPv6.
+fn packet6(back: bool, tcp: bool, macs: (MacAddr, MacAddr), payload: usize) -> Vec<u8> {
+    let v6 = |node: u8| match objects::pod_addresses(node, 0)[1] {
+        std::net::IpAddr::V6(address) => address.octets(),
+        std::net::IpAddr::V4(_) => unreachable!("the second is IPv6"),
+    };
+    let (from, to) = if back { (v6(1), v6(0)) } else { (v6(0), v6(1)) };
+    let builder = PacketBuilder::ethernet2(macs.0.0, macs.1.0).ipv6(from, to, 64);
+    let (mut bytes, payload) = (Vec::new(), vec![7; payload]);
+    if tcp {
+        builder.tcp(1000, 2000, 1, 500).write(&mut bytes, &payload).unwrap();
+    } else {
+        builder.udp(1000, 2000).write(&mut bytes, &payload).unwrap();
+    }
+    bytes
+}
+
+/// The packet in a tunnel over IPv6 from node b, or of another kind from node d.
+fn tunnelled6(inner: &[u8], vxlan: bool) -> Vec<u8> {
+    let v6 = |node: u8| match objects::node_addresses(node)[1] {
+        std::net::IpAddr::V6(address) => address.octets(),
+        std::net::IpAddr::V4(_) => unreachable!("the second is IPv6"),
+    };
+    let vni = objects::VNI.to_be_bytes();
+    let port = if vxlan { 4789 } else { 6081 };
+    let start = if vxlan { [8, 0, 0, 0] } else { [0, 0, 0x65, 0x58] };
+    let header = [&start[..], &[vni[1], vni[2], vni[3], 0]].concat();
+    let mut bytes = Vec::new();
+    PacketBuilder::ethernet2(node::NEXT_HOP_MAC.0, node::UPLINK_MAC.0)
+        .ipv6(v6(if vxlan { 3 } else { 1 }), v6(0), 64)
+        .udp(50_000, port)
+        .write(&mut bytes, &[&header, inner].concat())
+        .unwrap();
+    bytes
+}
+
+/// Makes the outer UDP checksum right again.
+fn mend6(bytes: &mut [u8]) {
+    let Some(len) = bytes.len().checked_sub(54) else { return };
+    let pseudo = crate::wire::peek::pseudo_v6(&bytes[14..], 17, len);
+    crate::wire::checksum::compute(&mut bytes[54..], 6, pseudo);
+}
+
+#[test]
+fn what_takes_the_short_way_from_a_pod_over_ipv6_would_pass_the_long_one() {
+    let inputs = (any::<bool>(), 0_usize..40, 0_usize..8, changes(74), any::<bool>());
+    for_all(&inputs, |rig, (tcp, payload, padding, (changed, partial), elsewhere)| {
+        let mac = objects::pod_mac(u8::from(elsewhere), 0);
+        let mut bytes = packet6(false, tcp, (mac, objects::gateway_mac(0)), payload);
+        if partial {
+            let simple = Simple6::read(&bytes).unwrap();
+            let (protocol, len) = (simple.protocol(), usize::from(simple.payload_len()));
+            let pseudo = crate::wire::peek::pseudo_v6(&bytes[14..], protocol, len);
+            let at = if tcp { 70 } else { 60 };
+            let field = crate::wire::checksum::fold(pseudo);
+            bytes[at..at + 2].copy_from_slice(&field.to_be_bytes());
+        }
+        bytes.extend(vec![0; padding]);
+        for (at, value) in &changed {
+            if let Some(byte) = bytes.get_mut(*at) {
+                *byte = *value;
+            }
+        }
+        let (mut short, mut long) = (rig.frame(&bytes), rig.frame(&bytes));
+        let mut short_meta = Meta::new(PortId(0), Origin::Endpoint);
+        let mut long_meta = short_meta;
+        let tables = rig.tables.clone();
+        let sender = source_check::Sender::of(PortId(0), &tables);
+        let is_short = rig.with(|cx| is_plain(&mut short, &mut short_meta, &sender, cx));
+        let passed = rig.with(|cx| parse_and_check(&mut long, &mut long_meta, &sender, cx));
+        if is_short {
+            prop_assert_eq!(passed, Ok(()));
+            prop_assert_eq!(short_meta, long_meta);
+            prop_assert_eq!(short.bytes(), long.bytes());
+            prop_assert_eq!(&rig.finished, &[0, 0, 0, 0]);
+        }
+        prop_assert!(is_short || partial || elsewhere || !changed.is_empty());
+        rig.give([short, long]);
+        Ok(())
+    });
+}
+
+#[test]
+fn what_takes_the_short_way_out_of_a_tunnel_over_ipv6_would_pass_the_long_one() {
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let inputs = (flags, 0_usize..40, changes(150));
+    let test = |rig: &mut Rig, input| -> Result<(), TestCaseError> {
+        let ((vxlan, tcp, is_v4), payload, (changed, mended)): ((_, _, bool), _, (Vec<_>, bool)) =
+            input;
+        let macs = (objects::gateway_mac(1), objects::gateway_mac(0));
+        let inner = if is_v4 {
+            packet(true, tcp, macs, payload, 0)
+        } else {
+            packet6(true, tcp, macs, payload)
+        };
+        let mut bytes = tunnelled6(&inner, vxlan);
+        for (at, value) in &changed {
+            if let Some(byte) = bytes.get_mut(*at) {
+                *byte = *value;
+            }
+        }
+        if mended {
+            mend6(&mut bytes);
+        }
+        let [short, mut short_way, mut long] = [0; 3].map(|_| rig.arrived(&bytes));
+        let mut usual = short;
+        let is_short = rig.with(|cx| {
+            let is_short = usual::is_usual(&mut usual.frames[0], &mut usual.meta[0], cx);
+            decap::phase(&mut short_way, cx);
+            peer_check::phase(&mut short_way, cx);
+            decap::step_by_step(&mut long, cx);
+            peer_check::phase(&mut long, cx);
+            is_short
+        });
+        prop_assert_eq!(short_way.meta[0], long.meta[0]);
+        prop_assert_eq!(short_way.frames[0].bytes(), long.frames[0].bytes());
+        prop_assert!(is_short || !changed.is_empty());
+        let frames = usual.frames.drain(..).chain(short_way.frames.drain(..));
+        rig.give(frames.chain(long.frames.drain(..)));
+        Ok(())
+    };
+    for_all_over(Underlay::Ipv6, &inputs, test);
 }

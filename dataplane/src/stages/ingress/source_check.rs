@@ -9,6 +9,7 @@ use crate::tables::Snapshot;
 use crate::tables::endpoints::EndpointEntry;
 use crate::wire::ethernet::{self, Ethernet};
 use crate::wire::simple::{self, Simple};
+use crate::wire::simple6::{self, Simple6};
 use crate::wire::{checksum, peek, protocol, tcp, udp};
 
 /// Who is behind a port: looked up once for the packets that follow one another from it.
@@ -20,6 +21,10 @@ pub(super) struct Sender<'a> {
     source_and_type: u64,
     /// Its IPv4 address, host order.
     v4: u32,
+    /// As `source_and_type`, of IPv6.
+    source_and_type6: u64,
+    /// Its IPv6 address, host order.
+    v6: u128,
 }
 
 impl<'a> Sender<'a> {
@@ -28,12 +33,19 @@ impl<'a> Sender<'a> {
         let entry = tables.ports.get(u32::from(port.0));
         let endpoint = entry.and_then(|entry| tables.endpoints.get(entry.endpoint));
         let is_endpoint = entry.is_some_and(|entry| entry.origin == Origin::Endpoint);
-        let known = endpoint.filter(|e| is_endpoint && e.v4 != 0 && tables.node.configured);
+        let known = endpoint.filter(|_| is_endpoint && tables.node.configured);
+        let (v4, v6) = known.map_or((0, 0), |e| (e.v4, e.v6));
         Self {
             port,
             endpoint,
-            source_and_type: known.map_or(0, |e| simple::source_and_type(e.mac)),
-            v4: known.map_or(0, |e| e.v4),
+            source_and_type: known
+                .filter(|_| v4 != 0)
+                .map_or(0, |e| simple::source_and_type(e.mac)),
+            v4,
+            source_and_type6: known
+                .filter(|_| v6 != 0)
+                .map_or(0, |e| simple6::source_and_type(e.mac)),
+            v6,
         }
     }
 }
@@ -43,6 +55,15 @@ impl<'a> Sender<'a> {
 pub(super) fn passes(packet: &Simple<'_>, sender: &Sender<'_>, tables: &Snapshot) -> bool {
     packet.source_and_type() == sender.source_and_type
         && packet.source() == sender.v4
+        && !may_be_tunnel(packet.ports() as u16, tables)
+        && !packet.is_unfinished()
+}
+
+/// As [`passes`], over IPv6.
+#[inline(always)]
+pub(super) fn passes6(packet: &Simple6<'_>, sender: &Sender<'_>, tables: &Snapshot) -> bool {
+    packet.source_and_type() == sender.source_and_type6
+        && packet.source() == sender.v6
         && !may_be_tunnel(packet.ports() as u16, tables)
         && !packet.is_unfinished()
 }

@@ -7,26 +7,25 @@ use super::related;
 use crate::flow::flows::Flows;
 use crate::flow::table::{FlowTable, Probe};
 use crate::packet::flow_key::{Address, FlowKey};
-use crate::packet::meta::{Kind, Meta};
+use crate::packet::meta::{Kind, Meta, Target};
 use crate::packet::vector::{VECTOR, Vector};
 use crate::stages::Context;
 use crate::stages::keys::{Wish, is_error, key_v4, key_v6, tcp_flags};
 use crate::wire::tcp::SYN;
 
-/// A packet that may be of a flow: its place in the vector, and the hash of its key.
+/// A packet that may be of a flow: its place in the vector.
 #[derive(Debug, Clone, Copy)]
 struct Asking {
     at: u8,
     is_v4: bool,
     wish: Wish,
-    hash: u32,
     probe: Probe,
 }
 
-/// Finds the flows of the vector's undecided packets. Says whether some are left to
+/// Finds the flows of the vector's undecided packets. Says how many have one, and whether some are left to
 /// `resolve/connect`.
 #[inline(never)]
-pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
+pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> (usize, bool) {
     let mut asking = ArrayVec::<Asking, VECTOR>::new();
     let any_flow = !cx.flows.is_empty();
     let mut is_left = false;
@@ -46,20 +45,21 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
             continue;
         }
         let is_v4 = meta.kind == Kind::Ipv4;
-        let hash = if is_v4 {
-            prefetch(&cx.flows.v4, &key_v4(meta))
+        if is_v4 {
+            cx.flows.v4.prefetch(meta.hash);
         } else {
-            prefetch(&cx.flows.v6, &key_v6(frame, meta))
-        };
+            cx.flows.v6.prefetch(meta.hash);
+        }
         // There is room for every packet of a vector.
-        let _ =
-            asking.try_push(Asking { at: at as u8, is_v4, wish, hash, probe: Probe::default() });
+        let _ = asking.try_push(Asking { at: at as u8, is_v4, wish, probe: Probe::default() });
     }
     for one in &mut asking {
+        let Some(meta) = vector.meta.get(usize::from(one.at)) else { continue };
         one.probe =
-            if one.is_v4 { cx.flows.v4.probe(one.hash) } else { cx.flows.v6.probe(one.hash) };
+            if one.is_v4 { cx.flows.v4.probe(meta.hash) } else { cx.flows.v6.probe(meta.hash) };
     }
     let now = Flows::tick(cx.now_ns);
+    let mut found = 0;
     for one in &asking {
         let at = usize::from(one.at);
         let (Some(frame), Some(meta)) = (vector.frames.get(at), vector.meta.get_mut(at)) else {
@@ -69,20 +69,19 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
         let generation = cx.tables.generation;
         is_left |= !if one.is_v4 {
             let key = key_v4(meta);
-            follow(&mut cx.flows.v4, one, &key, meta, flags, now, generation)
+            follow(&mut cx.flows.v4, one, &key, meta, (flags, now, generation))
         } else {
             let key = key_v6(frame, meta);
-            follow(&mut cx.flows.v6, one, &key, meta, flags, now, generation)
+            follow(&mut cx.flows.v6, one, &key, meta, (flags, now, generation))
         };
+        if meta.flow != 0 {
+            found += 1;
+            if let Target::Peer(index) = meta.route.target() {
+                cx.tables.peers.prefetch(index);
+            }
+        }
     }
-    is_left
-}
-
-#[inline(always)]
-fn prefetch<A: Address>(table: &FlowTable<A>, key: &FlowKey<A>) -> u32 {
-    let hash = table.hash(key);
-    table.prefetch(hash);
-    hash
+    (found, is_left)
 }
 
 /// Gives the packet to its flow. Says whether that is all: a packet that has none may open one, a
@@ -94,11 +93,9 @@ fn follow<A: Address>(
     one: &Asking,
     key: &FlowKey<A>,
     meta: &mut Meta,
-    tcp_flags: u8,
-    now: u32,
-    generation: u64,
+    (tcp_flags, now, generation): (u8, u32, u64),
 ) -> bool {
-    let Some(half) = table.confirm(one.probe, one.hash, key) else {
+    let Some(half) = table.confirm(one.probe, meta.hash, key) else {
         return one.wish != Wish::Open;
     };
     let found = table.half_mut(half);
@@ -106,6 +103,7 @@ fn follow<A: Address>(
         return false;
     }
     found.record(tcp_flags, meta.ip_len, now);
+    found.ask_for();
     meta.route = found.route();
     meta.flow = half.to_number();
     true

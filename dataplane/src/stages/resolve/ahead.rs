@@ -15,7 +15,7 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin};
 use crate::packet::vector::{VECTOR, Vector};
 use crate::stages::Context;
-use crate::stages::keys::Wish;
+use crate::stages::keys::{self, Wish};
 
 /// Flows from which on it pays: one alone waits for each thing in any case.
 const FEW: usize = 3;
@@ -79,9 +79,8 @@ fn gather<A: Family>(all: &mut All<A>, frame: &Frame, meta: &Meta, cx: &mut Cont
         }
         None => To::Outside,
     };
-    let table = A::table(cx.flows);
-    let hash = table.hash(&key);
-    table.prefetch(hash);
+    let hash = keys::hash(meta, &key, cx);
+    A::table(cx.flows).prefetch(hash);
     let inside = matches!(meta.origin, Origin::Endpoint | Origin::Host);
     // There is room for every packet of a vector.
     let _ = all.try_push(Coming { key, hash, to, inside });

@@ -72,14 +72,13 @@ fn step<A: Family>(
     }
     let key = A::key(frame, meta);
     let flags = tcp_flags(frame, meta);
-    let table = A::table(cx.flows);
-    let hash = table.hash(&key);
-    if let Some(half) = table.find(hash, &key) {
+    let hash = keys::hash(meta, &key, cx);
+    if let Some(half) = A::table(cx.flows).find(hash, &key) {
         if key.transport() == Transport::Tcp && flags & SYN != 0 && !tcp_flags_valid(flags) {
             return Err(Verdict::Drop(DropReason::TcpBadFlags));
         }
         match revise::<A>(half, flags, cx) {
-            Revised::GoesOn => return follow::<A>(half, meta, flags, cx),
+            Revised::GoesOn => return follow_routed::<A>(half, meta, flags, cx),
             Revised::IsOver(gone) => forget::<A>(gone, cx),
         }
     }
@@ -116,7 +115,19 @@ fn step<A: Family>(
     if let (true, Err(Verdict::HandOver(home))) = (meta.is_fragment, &opened) {
         fragments::goes_on(frame, meta, *home, cx);
     }
-    follow::<A>(opened?, meta, flags, cx)
+    follow_routed::<A>(opened?, meta, flags, cx)
+}
+
+/// As [`follow`], of a packet that was routed and so found to be of the flow: those behind it need not be.
+fn follow_routed<A: Family>(
+    half: HalfId,
+    meta: &mut Meta,
+    tcp_flags: u8,
+    cx: &mut Context<'_>,
+) -> Result<(), Verdict> {
+    follow::<A>(half, meta, tcp_flags, cx)?;
+    A::table(cx.flows).half_mut(half).ask_for();
+    Ok(())
 }
 
 /// What becomes of an ICMP error about a flow that is not here, if that is enough to say. Which worker

@@ -115,7 +115,7 @@ fn tunnel_with_option(
         }
         Form::Tunnel6 => {
             let header = ip.first_chunk_mut::<{ ipv6::HEADER_LEN }>()?;
-            let word = 6 << 28 | u32::from(tos) << 20 | meta.hash & 0x000f_ffff;
+            let word = 6 << 28 | u32::from(tos) << 20 | label(meta.hash);
             header[..4].copy_from_slice(&word.to_be_bytes());
             let payload = (total - ipv6::HEADER_LEN) as u16;
             header[4..6].copy_from_slice(&payload.to_be_bytes());
@@ -149,6 +149,13 @@ fn native(frame: &mut Frame, meta: &mut Meta, peer: &PeerEntry) -> Option<()> {
 #[inline]
 fn source_port(hash: u32) -> u16 {
     FIRST_PORT | (hash >> 18) as u16
+}
+
+/// The outer flow label of a flow: its hash is its label (RFC 6438 section 3). No more of it is shown than has
+/// to be: the lower bits say where in a table the flow is.
+#[inline]
+fn label(hash: u32) -> u32 {
+    hash >> 12
 }
 
 /// DSCP of the outer header, in its place in the TOS: the configured or the inner one.
@@ -205,9 +212,8 @@ fn tunnel_v6(frame: &mut Frame, meta: &mut Meta, peer: &PeerEntry) -> Option<()>
     rewrite::take_hop(headers.last_chunk_mut()?, meta);
     let header = headers.first_chunk_mut::<TEMPLATE_V6>()?;
     *header = *peer.template.first_chunk()?;
-    // Version, traffic class, flow label: the flow's hash is its label (RFC 6438 section 3).
-    let word =
-        6 << 28 | u32::from(outer_dscp(meta, peer) | meta.tos & 3) << 20 | meta.hash & 0x000f_ffff;
+    // Version, traffic class, flow label.
+    let word = 6 << 28 | u32::from(outer_dscp(meta, peer) | meta.tos & 3) << 20 | label(meta.hash);
     header[OUTER_IP..OUTER_IP + 4].copy_from_slice(&word.to_be_bytes());
     header[v6::PAYLOAD_LEN..v6::PAYLOAD_LEN + 2].copy_from_slice(&udp_len.to_be_bytes());
     header[v6::UDP..v6::UDP + 2].copy_from_slice(&source_port(meta.hash).to_be_bytes());
