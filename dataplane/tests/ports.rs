@@ -6,6 +6,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[allow(clippy::cast_possible_truncation, reason = "lengths of frames, and bytes of a pattern")]
+#[path = "netns/gso.rs"]
+mod gso;
 #[path = "netns/harness.rs"]
 mod harness;
 #[path = "netns/offloads.rs"]

@@ -95,6 +95,9 @@ pub struct WorkerStatus {
     pub held: u64,
     /// Frames copied because they crossed from one UMEM to another.
     pub copied: u64,
+    /// Frames sent as segments of a larger packet, which a device in copy mode takes at the cost of one.
+    #[serde(default)]
+    pub coalesced: u64,
     /// Vectors processed: `received / vectors` is the mean vector size.
     pub vectors: u64,
     /// Times it went to sleep (adaptive polling).

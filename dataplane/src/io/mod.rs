@@ -4,6 +4,7 @@ use arrayvec::ArrayVec;
 
 use crate::packet::frame::Frame;
 use crate::packet::pool::{FramePool, UmemId};
+use crate::packet::segments::Segments;
 /// Most frames that are received at once: the size of a vector.
 pub use crate::packet::vector::VECTOR;
 
@@ -36,6 +37,17 @@ pub trait Port {
     /// # Errors
     /// Gives the frame back when the ring is full or the frame lives in another UMEM.
     fn send(&mut self, frame: Frame) -> Result<(), Frame>;
+
+    /// Can [`Port::send_segments`] succeed?
+    fn takes_segments(&self) -> bool {
+        false
+    }
+
+    /// Sends frames that are one packet's segments as one, at once, behind what was sent before. They
+    /// may live in any UMEM; the caller keeps them. False: nothing was sent, and they must go one by one.
+    fn send_segments(&mut self, _segments: &Segments, _frames: &[Frame]) -> bool {
+        false
+    }
 
     /// Makes the kernel send what is on the TX ring; takes no time when nothing is.
     fn flush(&mut self);

@@ -8,7 +8,7 @@ use super::plan;
 use super::process::{OpenPortRecord, Process, ProcessError};
 use crate::io::af_xdp::interface::Interface;
 use crate::io::af_xdp::offload::{self, OffloadsReport};
-use crate::io::af_xdp::{AfXdpPort, OpenPort};
+use crate::io::af_xdp::{AfXdpPort, Coalesce, OpenPort};
 use crate::packet::meta::Origin;
 use crate::packet::verdict::PortId;
 use crate::tables::compile::Binding;
@@ -114,6 +114,9 @@ impl Process {
         for queue in 0..queues {
             let mut options = OpenPort::veth(interface, queue);
             options.fill_min = self.plan.fill_min;
+            if self.settings.coalesce {
+                options.coalesce = Coalesce::Tcp;
+            }
             let port = AfXdpPort::open(self.umem_of(home), &options)?;
             steering.register_socket(queue, port.fd())?;
             opened.push(port);

@@ -46,6 +46,8 @@ pub struct Settings {
     pub memory_budget_bytes: u64,
     /// One vector in so many is timed, for `overlane latency`; 0: none.
     pub time_every: u32,
+    /// May several segments of a flow be sent to a device as one packet (GSO)?
+    pub coalesce: bool,
     /// Group whose members may use the socket, besides root and the process's own user.
     pub group: Option<String>,
     /// Log filter: `info`, `debug`, `overlane_dataplane=trace`, ...
@@ -138,6 +140,9 @@ struct Arguments {
     /// Time one vector of packets in so many, for `overlane latency`; 0: none
     #[arg(long, value_name = "N", default_value_t = stopwatch::EVERY)]
     time_vectors: u32,
+    /// Send packet by packet: never several segments of a flow to a device as one packet (GSO)
+    #[arg(long)]
+    no_coalesce: bool,
     /// Group whose members may use the socket, besides root
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
@@ -263,6 +268,7 @@ impl Settings {
             max_endpoints: size(arguments.max_endpoints),
             memory_budget_bytes: arguments.memory_budget_mb << 20,
             time_every: arguments.time_vectors,
+            coalesce: !arguments.no_coalesce,
             group: arguments.group,
             log: arguments.log,
         })

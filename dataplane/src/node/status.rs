@@ -80,6 +80,7 @@ impl Process {
             to_host: counters.to_host,
             held: counters.held,
             copied: counters.copied,
+            coalesced: counters.coalesced,
             vectors: counters.vectors,
             sleeps: counters.sleeps,
             residual: counters.residual(),

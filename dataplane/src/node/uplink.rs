@@ -8,8 +8,9 @@ use super::host_port::{HostPort, HostPortSettings};
 use super::plan;
 use super::process::{OpenPortRecord, Process, ProcessError};
 use super::steering::Connections;
+use crate::io::af_xdp::ethtool::Ethtool;
 use crate::io::af_xdp::interface::{self, Interface};
-use crate::io::af_xdp::{AfXdpPort, BindMode, OpenPort, RingSizes, Umem, UmemOptions};
+use crate::io::af_xdp::{AfXdpPort, BindMode, Coalesce, OpenPort, RingSizes, Umem, UmemOptions};
 use crate::packet::meta::Origin;
 use crate::packet::pool::UmemId;
 use crate::tables::node::{HostBinding, UplinkBinding};
@@ -128,6 +129,9 @@ impl Process {
             let mut options =
                 if is_veth { OpenPort::veth(name, queue) } else { OpenPort::nic(name, queue) };
             options.fill_min = options.fill_min.max(self.plan.uplink_fill_min());
+            if self.settings.coalesce {
+                options.coalesce = coalesce(device, is_veth);
+            }
             let umem = zero_copy_umem.map_or_else(|| self.umem_of(worker), |n| &self.umems[n]);
             opened.push((AfXdpPort::open(umem, &options)?, queue, worker));
         }
@@ -183,7 +187,11 @@ impl Process {
         let worker = WorkerId(0);
         // The host's own stack leaves checksums and segmentation to the device as well.
         crate::io::af_xdp::offload::prepare_veth(&name, None)?;
-        let port = AfXdpPort::open(self.umem_of(worker), &OpenPort::veth(&name, 0))?;
+        let mut options = OpenPort::veth(&name, 0);
+        if self.settings.coalesce {
+            options.coalesce = Coalesce::Tcp;
+        }
+        let port = AfXdpPort::open(self.umem_of(worker), &options)?;
         let steering = overlane_bpf::PortSteering::attach(&name, 1)?;
         steering.register_socket(0, port.fd())?;
         let record = self.hand_to_worker(port, &name, 0, worker, Origin::Host)?;
@@ -275,5 +283,22 @@ impl Process {
             Origin::Host | Origin::Local => PortKind::Host,
             Origin::Endpoint => PortKind::Endpoint,
         }
+    }
+}
+
+/// Which packets leave an uplink as segments of one. With several transmit queues the kernel would choose
+/// one for them, and they could overtake those that leave alone. A veth that leaves checksums unfinished
+/// would put them on the wire so, which other nodes refuse (`ethtool -K UPLINK tx off` there).
+fn coalesce(device: &Interface, is_veth: bool) -> Coalesce {
+    let unfinished = || {
+        let features = Ethtool::open(&device.name).and_then(|ethtool| ethtool.features());
+        features.map_or(true, |all| {
+            all.iter().any(|feature| feature.active && feature.name.starts_with("tx-checksum-"))
+        })
+    };
+    if device.queues.tx != 1 || is_veth && unfinished() {
+        Coalesce::Nothing
+    } else {
+        Coalesce::TcpAndTunnels
     }
 }

@@ -9,5 +9,6 @@ pub mod meta;
 pub mod pool;
 pub mod prefetch;
 pub mod region;
+pub mod segments;
 pub mod vector;
 pub mod verdict;

@@ -27,6 +27,8 @@ pub struct Counters {
     pub held: u64,
     /// Frames copied into another UMEM.
     pub copied: u64,
+    /// Frames sent as segments of a larger packet.
+    pub coalesced: u64,
     /// Vectors processed.
     pub vectors: u64,
     /// Times the worker went to sleep.
@@ -47,6 +49,7 @@ impl Default for Counters {
             to_host: 0,
             held: 0,
             copied: 0,
+            coalesced: 0,
             vectors: 0,
             sleeps: 0,
             flows: 0,
@@ -85,6 +88,7 @@ impl Counters {
             self.to_host,
             self.held,
             self.copied,
+            self.coalesced,
             self.vectors,
             self.sleeps,
             self.flows,
@@ -104,15 +108,16 @@ impl Counters {
             to_host: fields[4],
             held: fields[5],
             copied: fields[6],
-            vectors: fields[7],
-            sleeps: fields[8],
-            flows: fields[9],
+            coalesced: fields[7],
+            vectors: fields[8],
+            sleeps: fields[9],
+            flows: fields[10],
             dropped,
         }
     }
 }
 
-const SCALARS: usize = 10;
+const SCALARS: usize = 11;
 const FIELDS: usize = SCALARS + DropReason::COUNT;
 
 /// The published block: written by one worker, read by anybody.

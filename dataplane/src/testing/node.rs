@@ -10,7 +10,7 @@ use overlane_api::{Attachment, Change, MacAddr, Object, WorkerId};
 
 use crate::flow::flows::Flows;
 use crate::io::Port;
-use crate::io::memory::{MemoryPort, MemoryUmem, MemoryWire};
+use crate::io::memory::{MemoryPort, MemoryUmem, MemoryWire, Sent};
 use crate::node::listings::{Listings, Trend};
 use crate::packet::drop::DropReason;
 use crate::packet::meta::Origin;
@@ -362,6 +362,23 @@ impl MemoryNode {
         (0..self.uplinks.len()).flat_map(|queue| self.to_uplink(queue)).collect()
     }
 
+    /// From now on all ports take packets in segments: see [`MemoryNode::sent`].
+    pub fn take_segments(&mut self) {
+        self.wires.values().for_each(MemoryWire::take_segments);
+    }
+
+    /// All that left at `place` since last asked, in order.
+    #[must_use]
+    pub fn sent(&mut self, place: &Place) -> Vec<Sent> {
+        let port = match place {
+            Place::Pod(name) => self.pods.get(name).map(|(_, port)| port),
+            Place::Uplink(queue) => self.uplinks.get(*queue),
+            Place::Host => Some(&self.host),
+        };
+        let wire = port.and_then(|port| self.wires.get(port));
+        wire.map(MemoryWire::collect_sent).unwrap_or_default()
+    }
+
     /// Frames that were given to the node's own stack since last asked.
     #[must_use]
     pub fn to_host(&mut self) -> Vec<Vec<u8>> {
@@ -448,6 +465,7 @@ impl MemoryNode {
             sum.to_host += counters.to_host;
             sum.held += counters.held;
             sum.copied += counters.copied;
+            sum.coalesced += counters.coalesced;
             sum.vectors += counters.vectors;
             for (total, dropped) in sum.dropped.iter_mut().zip(counters.dropped) {
                 *total += dropped;

@@ -10,6 +10,7 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::Meta;
 use crate::packet::vector::{Packet, VECTOR, Vector};
 use crate::packet::verdict::{PortId, Verdict};
+use crate::stages::transmit::coalesce::{Run, is_candidate};
 
 /// Puts the next `count` frames on the TX ring of `port`, until it takes one no more. Says how many it took,
 /// and gives back the one that it did not. A function of its own: nothing else is on the processor's mind.
@@ -39,8 +40,14 @@ impl<P: Port> Worker<P> {
                 // Packets that follow one another mostly leave by the same port.
                 let rest = metas.as_slice().iter();
                 let more = rest.take_while(|meta| meta.verdict == Verdict::Send(port)).count();
-                self.send_run(&mut frames, more + 1, port);
-                metas = metas.as_slice()[more..].iter();
+                let (others, after) = metas.as_slice().split_at(more);
+                if more > 0 && self.takes_segments(port) && others.iter().any(is_candidate) {
+                    let leaving = frames.by_ref().take(more + 1);
+                    self.send_joined(leaving.zip(std::iter::once(meta).chain(others)), port);
+                } else {
+                    self.send_run(&mut frames, more + 1, port);
+                }
+                metas = after.iter();
                 continue;
             }
             // There are as many frames as there is metadata.
@@ -87,6 +94,46 @@ impl<P: Port> Worker<P> {
                 Err(reason) => self.counters.drop(reason),
             }
         }
+    }
+
+    #[inline]
+    fn takes_segments(&self, port: PortId) -> bool {
+        let slot = self.slots.get(port.index());
+        slot.is_some_and(|slot| slot.as_ref().is_some_and(|slot| slot.port.takes_segments()))
+    }
+
+    /// Sends frames by one port, as one packet those that are one's segments.
+    fn send_joined<'m>(&mut self, packets: impl Iterator<Item = (Frame, &'m Meta)>, port: PortId) {
+        let mut runs = self.runs.take().unwrap_or_default();
+        for (frame, meta) in packets {
+            if let Some(alone) = runs.add(frame, meta, |run| self.send_segments(run, port)) {
+                match self.send(alone, port) {
+                    Ok(()) => self.counters.sent += 1,
+                    Err(reason) => self.counters.drop(reason),
+                }
+            }
+        }
+        runs.end(|run| self.send_segments(run, port));
+        self.runs = Some(runs);
+    }
+
+    /// Sends what has been put together, which may be a single frame or nothing.
+    fn send_segments(&mut self, run: &mut Run, port: PortId) {
+        if let Some(segments) = run.segments()
+            && let Some(Some(slot)) = self.slots.get_mut(port.index())
+            && slot.port.send_segments(&segments, run.frames())
+        {
+            let count = run.frames().len() as u64;
+            slot.block.counts.tx_packets += count;
+            self.counters.sent += count;
+            self.counters.coalesced += count;
+            for frame in run.take() {
+                self.give(frame);
+            }
+            return;
+        }
+        let count = run.frames().len();
+        self.send_run(&mut run.take(), count, port);
     }
 
     /// Puts a frame on the TX ring of `port`, copying it when it lives in another UMEM.

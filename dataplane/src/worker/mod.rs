@@ -31,6 +31,7 @@ use crate::packet::meta::{Meta, Origin};
 use crate::packet::pool::{Depot, FramePool, UmemId};
 use crate::packet::vector::{Packet, VECTOR, Vector};
 use crate::packet::verdict::{PortId, Verdict};
+use crate::stages::transmit::coalesce::Runs;
 use crate::stages::transmit::icmp_error::RateLimit;
 use crate::stages::{self, Context, FirstFragments, Notice, Notices};
 use crate::stats::counters::{Counters, Published};
@@ -148,6 +149,8 @@ pub struct Worker<P> {
     uplink: Option<Box<Vector>>,
     handed: Option<Box<Vector>>,
     made: Vector,
+    /// Frames that may leave as few packets; empty between vectors.
+    runs: Option<Box<Runs>>,
     held: Held,
     /// Fragments that wait for the first one of their packet.
     fragments: Held,
@@ -198,6 +201,7 @@ impl<P: Port> Worker<P> {
             uplink: Some(Box::default()),
             handed: Some(Box::default()),
             made: Vector::default(),
+            runs: Some(Box::default()),
             held: Held::default(),
             fragments: Held::default(),
             first_fragments: FirstFragments::new(),

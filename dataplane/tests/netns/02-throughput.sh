@@ -20,6 +20,11 @@ for address in "$(pod_ip4 b 1)" "$(pod_ip6 b 1)"; do
   printf '# %s: TCP %.0f and back %.0f Mbit/s\n' "$address" \
     "$(rate "$WORK/tcp" | awk '{ print $1 / 1e6 }')" "$(rate "$WORK/back" | awk '{ print $1 / 1e6 }')"
 done
+# Bulk leaves as few large packets; acknowledgments and datagrams do not.
+for node in a b; do
+  check "node $node sends segments together" at_least coalesced \
+    "$(status_of "$node" '[.workers[].coalesced] | add')" "$(($(status_of "$node" '[.workers[].sent] | add') / 4))"
+done
 check "counters of a close" closes a
 check "counters of b close" closes b
 finish

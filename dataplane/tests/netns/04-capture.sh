@@ -40,6 +40,7 @@ capture() {
     check "$mode over IPv$2: no bad $bad checksum" equal frames "$(frames "$bad.checksum.status == \"Bad\"")" 0
   done
   check "$mode over IPv$2: no malformed frame" equal frames "$(frames '_ws.malformed || _ws.expert.severity == "Error"')" 0
+  check "$mode over IPv$2: no frame longer than the link's" equal frames "$(frames 'frame.len > 1514')" 0
   check "$mode over IPv$2: VNI 1234 only" equal VNIs "$(fields "$tunnel" "$tunnel.vni" | sort -u | sed 's/^0x.*/hex &/;s/hex 0x0*4d2/1234/' | tr '\n' ' ')" "1234 "
   check "$mode over IPv$2: flows differ in their source ports" at_least ports "$(fields "$tunnel && udp" udp.srcport | cut -d, -f1 | sort -u | wc -l)" 8
   stop_started

@@ -120,6 +120,7 @@ fn named(counters: &Counters) -> Vec<(String, u64)> {
         ("to_host", counters.to_host),
         ("held", counters.held),
         ("copied", counters.copied),
+        ("coalesced", counters.coalesced),
     ];
     let scalars = scalars.into_iter().map(|(name, value)| (name.to_owned(), value));
     let drops = DropReason::ALL

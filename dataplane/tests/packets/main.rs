@@ -8,6 +8,7 @@ mod arp_nd;
 mod bed;
 mod build;
 mod checksums;
+mod coalesce;
 mod connections_model;
 mod decap;
 mod delivery;

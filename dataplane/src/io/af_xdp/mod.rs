@@ -12,6 +12,7 @@
 //! - `socket`: binding and options of one socket.
 //! - `tx_ring`: our own TX ring, because packets may start in front of where they were received.
 //! - [`port`]: the [`Port`](super::Port) of one device queue.
+//! - `gso`: sends a packet's segments as one, where that is cheaper.
 //! - [`interface`]: what a device is and can do.
 //! - [`ethtool`]: its features, as `ethtool -k` and `-K` know them.
 //! - `netlink`: questions to the kernel for both.
@@ -21,6 +22,7 @@
 
 pub mod ethtool;
 mod fill_target;
+mod gso;
 pub mod interface;
 mod netlink;
 pub mod offload;
@@ -32,6 +34,6 @@ mod tx_ring;
 pub mod umem;
 
 pub use plan::{MemoryPlan, RingSizes};
-pub use port::{AfXdpPort, OpenPort, TxCounters};
+pub use port::{AfXdpPort, Coalesce, OpenPort, TxCounters};
 pub use socket::{BusyPoll, OpenError};
 pub use umem::{BindMode, Umem, UmemError, UmemOptions};

@@ -17,6 +17,7 @@ use arrayvec::ArrayVec;
 use xsk_rs::umem::frame::FrameDesc;
 
 use super::fill_target::FillTarget;
+use super::gso::{GsoSocket, Sent};
 use super::outstanding::Outstanding;
 use super::plan::RingSizes;
 use super::socket::{self, BusyPoll, OpenError, Queues};
@@ -25,6 +26,7 @@ use super::umem::{Area, BindMode, Umem};
 use crate::io::{KernelDrops, Port, VECTOR};
 use crate::packet::frame::{CHUNK, Frame};
 use crate::packet::pool::{Depot, FramePool, UmemId};
+use crate::packet::segments::{Offload, Segments};
 
 /// System calls that one flush makes at most: 32 frames each on kernels before 6.17.
 const MAX_KICKS: u32 = 64;
@@ -49,6 +51,20 @@ pub struct OpenPort<'a> {
     pub burst: u32,
     /// Busy polling; none on a veth.
     pub busy_poll: Option<BusyPoll>,
+    /// Which packets' segments are sent as one.
+    pub coalesce: Coalesce,
+}
+
+/// Which packets' segments a port in copy mode sends as one (GSO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Coalesce {
+    /// None.
+    #[default]
+    Nothing,
+    /// TCP's.
+    Tcp,
+    /// TCP's, and tunnel packets of one size. The device or the kernel finishes their outer checksums.
+    TcpAndTunnels,
 }
 
 impl<'a> OpenPort<'a> {
@@ -62,6 +78,7 @@ impl<'a> OpenPort<'a> {
             fill_min: 32,
             burst: 256,
             busy_poll: None,
+            coalesce: Coalesce::Nothing,
         }
     }
 
@@ -69,7 +86,15 @@ impl<'a> OpenPort<'a> {
     #[must_use]
     pub fn nic(interface: &'a str, queue: u32) -> Self {
         let rings = RingSizes { rx: 2048, tx: 1024, ..RingSizes::default() };
-        Self { interface, queue, fill_min: 512, burst: rings.tx, rings, busy_poll: None }
+        Self {
+            interface,
+            queue,
+            fill_min: 512,
+            burst: rings.tx,
+            rings,
+            busy_poll: None,
+            coalesce: Coalesce::Nothing,
+        }
     }
 }
 
@@ -112,6 +137,9 @@ pub struct AfXdpPort {
     sent_since_recycle: u32,
     /// Did the last flush leave frames on the TX ring?
     backlog: bool,
+    /// For packets in segments; none: each goes by itself.
+    gso: Option<GsoSocket>,
+    coalesce: Coalesce,
     counters: TxCounters,
 }
 
@@ -154,6 +182,8 @@ impl AfXdpPort {
             burst: options.burst,
             sent_since_recycle: 0,
             backlog: false,
+            gso: open_gso(options, zero_copy),
+            coalesce: options.coalesce,
             counters: TxCounters::default(),
         })
     }
@@ -314,6 +344,25 @@ impl AfXdpPort {
     }
 }
 
+/// The socket for packets in segments, where those are wanted and devices copy anyway.
+fn open_gso(options: &OpenPort<'_>, zero_copy: bool) -> Option<GsoSocket> {
+    if options.coalesce == Coalesce::Nothing || zero_copy {
+        return None;
+    }
+    let index = nix::net::if_::if_nametoindex(options.interface).map_err(std::io::Error::from);
+    match index.and_then(GsoSocket::open) {
+        Ok(socket) => Some(socket),
+        Err(error) => {
+            tracing::warn!(
+                interface = options.interface,
+                %error,
+                "no packet socket: bulk TCP goes packet by packet"
+            );
+            None
+        }
+    }
+}
+
 impl Port for AfXdpPort {
     #[inline]
     fn receive(&mut self, out: &mut ArrayVec<Frame, VECTOR>) -> usize {
@@ -352,6 +401,37 @@ impl Port for AfXdpPort {
         self.on_tx += 1;
         self.sent_since_recycle += 1;
         Ok(())
+    }
+
+    #[inline]
+    fn takes_segments(&self) -> bool {
+        self.gso.is_some()
+    }
+
+    fn send_segments(&mut self, segments: &Segments, frames: &[Frame]) -> bool {
+        let is_tunnel = segments.offload == Offload::Udp;
+        if is_tunnel && self.coalesce != Coalesce::TcpAndTunnels {
+            return false;
+        }
+        // What was sent before leaves before.
+        self.flush();
+        let Some(gso) = self.gso.as_mut().filter(|_| !self.backlog) else { return false };
+        match gso.send(segments, frames) {
+            Sent::Whole => true,
+            Sent::Dropped => {
+                self.counters.dropped_by_device += frames.len() as u64;
+                true
+            }
+            Sent::NotNow => false,
+            Sent::Never => {
+                match self.coalesce {
+                    // Older kernels know the segments of TCP only.
+                    Coalesce::TcpAndTunnels if is_tunnel => self.coalesce = Coalesce::Tcp,
+                    _ => self.gso = None,
+                }
+                false
+            }
+        }
     }
 
     #[inline]

@@ -165,11 +165,16 @@ pub(super) fn close_on_exec(rx: &RxQueue) -> RawFd {
 }
 
 #[allow(clippy::cast_possible_truncation)] // Options have a few bytes.
-const fn socklen<T>() -> libc::socklen_t {
+pub(super) const fn socklen<T>() -> libc::socklen_t {
     size_of::<T>() as libc::socklen_t
 }
 
-fn set_option(fd: RawFd, level: libc::c_int, name: libc::c_int, value: u32) -> io::Result<()> {
+pub(super) fn set_option(
+    fd: RawFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: u32,
+) -> io::Result<()> {
     // SAFETY: the pointer is to a u32 that outlives the call, and the length is its size.
     let result = unsafe {
         libc::setsockopt(fd, level, name, std::ptr::from_ref(&value).cast(), socklen::<u32>())

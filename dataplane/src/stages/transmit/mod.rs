@@ -2,6 +2,7 @@
 //! decided; knows nothing of why.
 
 pub mod arp_nd;
+pub mod coalesce;
 pub mod deliver;
 pub mod direct;
 pub mod echo;
