@@ -36,6 +36,7 @@ options of up:
   --vni N                           VNI of the cluster's network (1)
   --tunnel-port N                   UDP port of the tunnel (that of the mode)
   --mtu N                           MTU of the underlay, bytes (1500)
+  --no-coalesce                     dataplanes send packet by packet, never segments together
   --log LEVEL                       the dataplanes' log level
   --announce                        load balancers' addresses of the node network are answered for
   --no-processes                    the network and the files, but no programs
@@ -49,7 +50,7 @@ STATE=$RUN_DIR/testbed.state
 
 defaults() {
   MODE=geneve MODES_OF='' UNDERLAY=4 WORKERS=1 NODES=2 PODS=2 POLLING='' VNI=1
-  TUNNEL_PORT='' MTU=1500 LOG_LEVEL='' ANNOUNCE=no PROCESSES=yes
+  TUNNEL_PORT='' MTU=1500 LOG_LEVEL='' ANNOUNCE=no PROCESSES=yes COALESCE=yes
 }
 
 number() { # number OPTION VALUE LOW HIGH
@@ -70,6 +71,7 @@ parse_options() {
     case $1 in
       --no-processes) PROCESSES=no; shift; continue ;;
       --announce) ANNOUNCE=yes; shift; continue ;;
+      --no-coalesce) COALESCE=no; shift; continue ;;
       --mode | --mode-of | --underlay | --workers | --nodes | --pods | --polling | --vni | --tunnel-port | --mtu | --log)
         [ $# -ge 2 ] || usage_error "$1 wants a value" ;;
       *) usage_error "unknown option '$1'; testbed.sh --help lists them" ;;
@@ -107,7 +109,7 @@ check_modes_of() {
   done
 }
 
-OPTIONS=(MODE MODES_OF UNDERLAY WORKERS NODES PODS POLLING VNI TUNNEL_PORT MTU LOG_LEVEL ANNOUNCE PROCESSES)
+OPTIONS=(MODE MODES_OF UNDERLAY WORKERS NODES PODS POLLING VNI TUNNEL_PORT MTU LOG_LEVEL ANNOUNCE PROCESSES COALESCE)
 
 options_text() {
   local name
