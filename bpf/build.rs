@@ -1,4 +1,4 @@
-//! Compiles the two BPF programs and generates the Rust code that opens them.
+//! Compiles the BPF programs and generates the Rust code that opens them.
 
 use std::path::PathBuf;
 use std::{env, error};
@@ -9,7 +9,7 @@ use libbpf_cargo::SkeletonBuilder;
 mod clang;
 
 /// Program name (the stem of `src/NAME.bpf.c`); the output is `OUT_DIR/NAME.skel.rs`.
-const PROGRAMS: [&str; 2] = ["steer", "port"];
+const PROGRAMS: [&str; 3] = ["steer", "port", "transmit"];
 /// Headers the programs share.
 const HEADERS: [&str; 2] = ["src/maps.h", "src/parse.h"];
 

@@ -12,11 +12,13 @@ mod interface;
 mod port;
 mod program;
 mod tables;
+mod transmit;
 mod uplink;
 
 pub use diagnose::{BpfError, VETH_MTU_LIMIT};
 pub use port::PortSteering;
 pub use tables::{Reason, SteerCounters, UplinkSettings};
+pub use transmit::{Transmitted, Transmitter};
 pub use uplink::{Action, UplinkSteering};
 
 /// Code generated from the BPF programs at build time.
@@ -35,5 +37,8 @@ mod skeleton {
     }
     pub(crate) mod port {
         include!(concat!(env!("OUT_DIR"), "/port.skel.rs"));
+    }
+    pub(crate) mod transmit {
+        include!(concat!(env!("OUT_DIR"), "/transmit.skel.rs"));
     }
 }
