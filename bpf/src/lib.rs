@@ -1,10 +1,13 @@
-//! Which frames go to AF_XDP and which to the kernel, and nothing else.
+//! Which frames go to AF_XDP and which to the kernel.
 //!
 //! Two XDP programs: [`UplinkSteering`] takes from a shared uplink only what is the overlay's
 //! (`steer.bpf.c`), [`PortSteering`] takes everything from a pod's port (`port.bpf.c`). Both are
 //! attached in native mode by a BPF link, so they leave the interface when their owner does,
 //! however it ends. A frame's place on the path is before the first receive ring; what happens
 //! to it after that is the dataplane's.
+//!
+//! A third program is no filter: [`Transmitter`] sends bursts by it (`transmit.bpf.c`), for
+//! measurements.
 
 mod attach;
 mod diagnose;

@@ -111,6 +111,8 @@ pub const PEERS: [&str; 7] =
 #[derive(Debug, Clone)]
 pub struct Scripts {
     folder: PathBuf,
+    /// What they find in their environment besides this program's.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Scripts {
@@ -127,12 +129,21 @@ impl Scripts {
         ];
         let mut found = places.into_iter().flatten();
         let folder = found.find(|folder| folder.join("lib.sh").is_file());
-        folder.map(|folder| Self { folder }).ok_or(PerfError::NoPeers)
+        let folder = folder.ok_or(PerfError::NoPeers)?;
+        Ok(Self { folder, environment: Vec::new() })
+    }
+
+    /// The same, with a variable in their environment.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
+        self
     }
 
     fn run(&self, peer: &str, arguments: &[&str]) -> Result<Output, PerfError> {
         let mut command = Command::new(self.folder.join(peer).with_extension("sh"));
         command.args(arguments).env("OVERLANE_PERF_LOCKED", "1");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if std::env::var_os("OVERLANE_BIN").is_none()
             && let Some(folder) = own_folder()
         {

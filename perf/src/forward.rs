@@ -10,14 +10,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
-use overlane_bpf::PortSteering;
+use clap::Args;
+use overlane_bpf::{PortSteering, Transmitter};
 use overlane_dataplane::io::af_xdp::plan::plan_chunks;
-use overlane_dataplane::io::af_xdp::{AfXdpPort, BindMode, OpenPort, RingSizes, Umem, UmemOptions};
+use overlane_dataplane::io::af_xdp::{
+    AfXdpPort, BindMode, BusyPoll, OpenPort, RingSizes, Umem, UmemOptions,
+};
 use overlane_dataplane::io::{Port, VECTOR};
 use overlane_dataplane::packet::frame::Frame;
 use overlane_dataplane::packet::pool::{FramePool, UmemId};
 use serde::Serialize;
 
+use crate::device;
 use crate::error::PerfError;
 use crate::text::listing;
 
@@ -33,6 +37,48 @@ const THREAD: &str = "forwarder";
 /// How long the kernel may take to give the rings' frames back.
 const GIVE_BACK: Duration = Duration::from_secs(5);
 
+/// Packets that one busy poll takes at most.
+const POLL_BUDGET: u32 = 64;
+
+/// How to send, where it is not to be as the dataplane does.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Tuning {
+    /// Frames that one system call sends at most (XDP_MAX_TX_SKB_BUDGET, kernel 6.17) [default: 256].
+    #[arg(long, value_name = "FRAMES", value_parser = clap::value_parser!(u32).range(32..=512))]
+    tx_budget: Option<u32>,
+    /// Collects so many frames before it sends, as long as there are more to receive [default: 1].
+    #[arg(long, value_name = "FRAMES", value_parser = clap::value_parser!(u16).range(1..=192))]
+    collect: Option<u16>,
+    /// Half of the sockets' send buffers [default: room for the TX ring].
+    #[arg(long, value_name = "BYTES")]
+    send_buffer: Option<u32>,
+    /// Each system call polls the device for so long.
+    #[arg(long, value_name = "MICROSECONDS")]
+    busy_poll: Option<u32>,
+    /// Asks for each frame's first line when it is received, as a dataplane that reads it does.
+    #[arg(long)]
+    prefetch: bool,
+    /// Sends by a BPF program, a burst in one run, instead of by AF_XDP.
+    #[arg(long)]
+    program: bool,
+}
+
+impl Tuning {
+    /// The port of an interface.
+    fn port<'a>(&self, interface: &'a str, fill_min: u32) -> OpenPort<'a> {
+        let port = OpenPort::veth(interface, 0);
+        OpenPort {
+            fill_min,
+            tx_budget: self.tx_budget.unwrap_or(port.tx_budget),
+            send_buffer: self.send_buffer,
+            busy_poll: self
+                .busy_poll
+                .map(|microseconds| BusyPoll { microseconds, budget: POLL_BUDGET }),
+            ..port
+        }
+    }
+}
+
 /// What to forward between.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -44,6 +90,8 @@ pub struct Plan {
     pub cpu: Option<usize>,
     /// Ends by itself after this long.
     pub duration: Option<Duration>,
+    /// How to send.
+    pub tuning: Tuning,
 }
 
 /// One direction, in frames since the start.
@@ -51,7 +99,7 @@ pub struct Plan {
 pub struct Direction {
     /// Taken from the receiving interface.
     pub received: u64,
-    /// Put on the other one's TX ring.
+    /// Put on the other one's TX ring, or given to the program that sends.
     pub sent: u64,
     /// Given up because that ring was full.
     pub dropped: u64,
@@ -76,6 +124,19 @@ pub struct Interface {
     pub refused: u64,
 }
 
+/// What the program did that sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Bursts {
+    /// Its runs, a system call each.
+    pub runs: u64,
+    /// Of those, refused by the kernel.
+    pub failed: u64,
+    /// Frames that it sent.
+    pub sent: u64,
+    /// Frames that their device did not take.
+    pub refused: u64,
+}
+
 /// What was done.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -85,6 +146,8 @@ pub struct Report {
     pub back: Direction,
     /// Inside and outside.
     pub interfaces: [Interface; 2],
+    /// What the program did, if one sends.
+    pub bursts: Option<Bursts>,
     /// Frames of the packet memory.
     pub frames: usize,
     /// Of those, back when all was closed: all, or the forwarder has lost some.
@@ -115,13 +178,21 @@ impl Report {
                 to.kicks.to_string(),
             ]);
         }
-        format!("{table}\nframes: {} of {} are back", self.frames_back, self.frames)
+        let mut text = table.to_string();
+        if let Some(bursts) = self.bursts {
+            text += &format!(
+                "\nprogram: {} runs, {} failed; {} frames sent, {} refused",
+                bursts.runs, bursts.failed, bursts.sent, bursts.refused
+            );
+        }
+        format!("{text}\nframes: {} of {} are back", self.frames_back, self.frames)
     }
 }
 
 /// One interface and what it takes.
 struct Side {
     name: String,
+    index: u32,
     port: AfXdpPort,
     way: Direction,
     /// Something was received from it or is to be sent by it.
@@ -131,36 +202,48 @@ struct Side {
 }
 
 impl Side {
-    fn open(umem: &Umem, name: &str, fill_min: u32) -> Result<Self, PerfError> {
+    fn open(umem: &Umem, options: &OpenPort<'_>) -> Result<Self, PerfError> {
+        let name = options.interface;
         let steering = PortSteering::attach(name, 1)?;
-        let port = AfXdpPort::open(umem, &OpenPort { fill_min, ..OpenPort::veth(name, 0) })?;
+        let index = device::find(name)?.index;
+        let port = AfXdpPort::open(umem, options)?;
         steering.register_socket(0, port.fd())?;
         let way = Direction::default();
-        Ok(Self { name: name.to_owned(), port, way, active: true, _steering: steering })
+        Ok(Self { name: name.to_owned(), index, port, way, active: true, _steering: steering })
     }
 
     /// Moves up to a vector from here to `to`; says how many frames came.
     #[inline]
-    fn move_to(&mut self, to: &mut Self, pool: &mut FramePool) -> usize {
+    fn move_to(&mut self, to: &mut Self, sending: &mut Sending<'_>) -> usize {
         let mut frames: ArrayVec<Frame, VECTOR> = ArrayVec::new();
         let received = self.port.receive(&mut frames);
         if received == 0 {
             return 0;
         }
+        if sending.prefetch {
+            frames.iter().for_each(Frame::prefetch);
+        }
         for frame in frames {
-            match to.port.send(frame) {
-                Ok(()) => self.way.sent += 1,
-                Err(frame) => {
-                    self.way.dropped += 1;
-                    pool.give(frame);
+            let sent = match &mut sending.program {
+                None => to.port.send(frame),
+                Some(program) => {
+                    self.way.sent += u64::from(program.stage(to.index, frame.bytes()));
+                    // Its bytes were copied.
+                    Err(frame)
                 }
+            };
+            match sent {
+                Ok(()) => self.way.sent += 1,
+                Err(frame) => sending.pool.give(frame),
             }
         }
         self.way.received += received as u64;
+        self.way.dropped = self.way.received - self.way.sent;
         (self.active, to.active) = (true, true);
         received
     }
 
+    /// Kicks what is on the TX ring, and takes back what has been sent.
     #[inline]
     fn after_work(&mut self, pool: &mut FramePool) {
         if std::mem::take(&mut self.active) {
@@ -183,6 +266,37 @@ impl Side {
     }
 }
 
+/// What the loop sends with.
+struct Sending<'a> {
+    pool: &'a mut FramePool,
+    prefetch: bool,
+    /// Sends instead of the ports.
+    program: Option<Transmitter>,
+    runs: u64,
+    failed: u64,
+}
+
+impl Sending<'_> {
+    /// Sends what both sides have.
+    #[inline]
+    fn finish(&mut self, inside: &mut Side, outside: &mut Side) {
+        if let Some(program) = &mut self.program
+            && program.staged() > 0
+        {
+            self.runs += 1;
+            self.failed += u64::from(program.send().is_err());
+        }
+        inside.after_work(self.pool);
+        outside.after_work(self.pool);
+    }
+
+    fn report(&self) -> Option<Bursts> {
+        let done = self.program.as_ref()?.transmitted();
+        let Self { runs, failed, .. } = *self;
+        Some(Bursts { runs, failed, sent: done.sent, refused: done.refused })
+    }
+}
+
 /// Forwards until `stop` says so, or for the plan's duration; `ready` is called when the first
 /// frame may come.
 ///
@@ -202,14 +316,17 @@ pub fn run(
         rings: RingSizes::default(),
         mode: BindMode::Copy,
     })?;
-    let mut inside = Side::open(&umem, &plan.inside, memory.fill_min)?;
+    let mut inside = Side::open(&umem, &plan.tuning.port(&plan.inside, memory.fill_min))?;
     let fill_min = memory.fill_min.max(memory.uplink_fill_min());
-    let mut outside = Side::open(&umem, &plan.outside, fill_min)?;
+    let mut outside = Side::open(&umem, &plan.tuning.port(&plan.outside, fill_min))?;
+    let program = plan.tuning.program.then(Transmitter::load).transpose()?;
     let mut pool = FramePool::new(umem.depot().clone(), POOL_KEEP);
+    let prefetch = plan.tuning.prefetch;
+    let mut sending = Sending { pool: &mut pool, prefetch, program, runs: 0, failed: 0 };
     let loop_ended = std::thread::scope(|scope| {
         let worker = std::thread::Builder::new().name(THREAD.to_owned());
-        let (inside, outside, pool) = (&mut inside, &mut outside, &mut pool);
-        let forward = move || forward(plan, inside, outside, pool, stop, ready);
+        let (inside, outside, sending) = (&mut inside, &mut outside, &mut sending);
+        let forward = move || forward(plan, inside, outside, sending, stop, ready);
         match worker.spawn_scoped(scope, forward) {
             Ok(thread) => thread.join().unwrap_or(Err(PerfError::Thread)),
             Err(_) => Err(PerfError::Thread),
@@ -217,6 +334,7 @@ pub fn run(
     });
     let (out, back) = (inside.way, outside.way);
     let interfaces = [inside.report(), outside.report()];
+    let bursts = sending.report();
     // Closing gives the rings' frames back, to the depot.
     drop((inside, outside));
     pool.drain();
@@ -225,7 +343,7 @@ pub fn run(
         std::thread::sleep(Duration::from_millis(5));
     }
     let (frames, frames_back) = (umem.depot().chunks(), umem.depot().free());
-    loop_ended.map(|()| Report { out, back, interfaces, frames, frames_back })
+    loop_ended.map(|()| Report { out, back, interfaces, bursts, frames, frames_back })
 }
 
 /// The loop, pinned.
@@ -233,7 +351,7 @@ fn forward(
     plan: &Plan,
     inside: &mut Side,
     outside: &mut Side,
-    pool: &mut FramePool,
+    sending: &mut Sending<'_>,
     stop: &AtomicBool,
     ready: impl FnOnce(),
 ) -> Result<(), PerfError> {
@@ -242,16 +360,18 @@ fn forward(
     {
         return Err(PerfError::Pin(cpu));
     }
-    inside.after_work(pool);
-    outside.after_work(pool);
+    sending.finish(inside, outside);
     ready();
+    let enough = usize::from(plan.tuning.collect.unwrap_or(1));
+    let mut collected = 0;
     let ends = plan.duration.map(|duration| Instant::now() + duration);
     while !stop.load(Ordering::Relaxed) {
-        let moved = inside.move_to(outside, pool) + outside.move_to(inside, pool);
-        if moved > 0 {
-            inside.after_work(pool);
-            outside.after_work(pool);
-        } else {
+        let moved = inside.move_to(outside, sending) + outside.move_to(inside, sending);
+        collected += moved;
+        if collected >= enough || (moved == 0 && collected > 0) {
+            sending.finish(inside, outside);
+            collected = 0;
+        } else if moved == 0 {
             std::hint::spin_loop();
         }
         if ends.is_some_and(|ends| Instant::now() >= ends) {

@@ -17,6 +17,7 @@
 //! - [`sink`]: counts and drops what arrives, at little cost.
 //! - [`forward`]: the raw AF_XDP forwarder, which moves frames between two interfaces and does
 //!   nothing else: what any dataplane over AF_XDP can reach at most.
+//! - [`raw_costs`]: that forwarder, sent with and received from in one way or another.
 //! - [`bed`]: namespaces, and the forwarders that are compared on them.
 //! - [`compare`]: the same job through all of them; [`ends`] plays both ends, [`meter`] reads what
 //!   processor time they take.
@@ -51,6 +52,7 @@ pub mod ndr;
 pub mod path;
 pub mod pipeline;
 pub mod progress;
+pub mod raw_costs;
 pub mod receive;
 pub mod reflect;
 pub mod report;

@@ -14,11 +14,13 @@ use overlane_perf::child::{Cluster, Forward};
 use overlane_perf::compare::CompareArguments;
 use overlane_perf::error::PerfError;
 use overlane_perf::pipeline::{self, Plan};
+use overlane_perf::raw_costs::RawCostsArguments;
 use overlane_perf::scenario::Scenario;
 use overlane_perf::traffic::Size;
 use overlane_perf::wire_commands::{GenerateArguments, ReceiveArguments, ReflectArguments};
 use overlane_perf::{
-    compare, connections, forward, latency, namespace, ndr, report, services, soak, steady, tables,
+    compare, connections, forward, latency, namespace, ndr, raw_costs, report, services, soak,
+    steady, tables,
 };
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -146,6 +148,8 @@ enum Command {
         #[arg(long)]
         seconds: Option<f64>,
         #[command(flatten)]
+        tuning: forward::Tuning,
+        #[command(flatten)]
         output: Output,
     },
     /// Sends packets out of an interface, by AF_XDP or as the kernel's live frames.
@@ -208,6 +212,14 @@ enum Command {
     Compare {
         #[command(flatten)]
         compare: CompareArguments,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What the raw forwarder costs with other settings, of its own and of the far end, in
+    /// interleaved rounds of one run.
+    RawCosts {
+        #[command(flatten)]
+        raw_costs: RawCostsArguments,
         #[command(flatten)]
         output: Output,
     },
@@ -286,10 +298,11 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }),
         Command::Steady { scenario, output } => steady(scenarios(&scenario)?, &output),
-        Command::Raw { inside, outside, netns, cpu, seconds, output } => {
+        Command::Raw { inside, outside, netns, cpu, seconds, tuning, output } => {
             let duration = seconds.map(Duration::try_from_secs_f64).transpose();
             let duration = duration.map_err(|error| wrong(&format!("--seconds: {error}")))?;
-            raw(&forward::Plan { inside, outside, cpu, duration }, netns.as_deref(), &output)
+            let plan = forward::Plan { inside, outside, cpu, duration, tuning };
+            raw(&plan, netns.as_deref(), &output)
         }
         Command::Generate { generate, output } => {
             generate.check().map_err(|error| wrong(&error))?;
@@ -315,6 +328,12 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
         Command::Compare { compare: arguments, output } => stopped_by_signal()
             .and_then(|stop| compare::run(&arguments.plan(), &stop))
             .map(|comparison| show("compare", &comparison, &comparison.table(), &output)),
+        Command::RawCosts { raw_costs: arguments, output } => {
+            let plan = arguments.plan().map_err(|error| wrong(&error))?;
+            stopped_by_signal()
+                .and_then(|stop| raw_costs::run(&plan, &stop))
+                .map(|report| show("raw-costs", &report, &report.table(), &output))
+        }
         Command::Forward(forward) => forward.run().map(|packets| {
             println!("{packets}");
             ExitCode::SUCCESS

@@ -80,6 +80,17 @@ pub fn spinner() -> ProgressBar {
     bar
 }
 
+/// A bar of so many steps, with the time left.
+#[must_use]
+pub fn steps(count: usize) -> ProgressBar {
+    let bar = ProgressBar::new(count as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}, {eta} left: {msg}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@
 
 mod arguments;
 mod result;
-mod window;
+pub(crate) mod window;
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};

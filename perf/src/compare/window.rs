@@ -135,16 +135,16 @@ impl Window {
 
 /// What to do under overload.
 #[derive(Debug)]
-pub(super) struct Overload {
-    pub(super) workers: Vec<Task>,
-    pub(super) window: Duration,
+pub(crate) struct Overload {
+    pub(crate) workers: Vec<Task>,
+    pub(crate) window: Duration,
     /// What a frame costs the generator alone, nanoseconds.
-    pub(super) generator_ns: f64,
+    pub(crate) generator_ns: f64,
 }
 
 /// A generator at the pod's interface, a sink at the network's.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(crate) struct Stream {
     generator: Generator,
     sink: Sink,
 }
@@ -181,7 +181,7 @@ struct Snapshot {
 
 impl Stream {
     /// Begins to send; in the calling thread's name, which changes namespaces.
-    pub(super) fn open(traffic: &Traffic) -> Result<Self, PerfError> {
+    pub(crate) fn open(traffic: &Traffic) -> Result<Self, PerfError> {
         namespace::enter(Some(WIRE.0))?;
         let sink = Sink::attach(WIRE.1)?;
         Ok(Self { generator: Generator::start(traffic)?, sink })
@@ -214,7 +214,7 @@ impl Stream {
     }
 
     /// Measures until a window counts, or often enough; the best one then.
-    pub(super) fn overload(
+    pub(crate) fn overload(
         self,
         overload: &Overload,
         stop: &AtomicBool,
@@ -281,7 +281,7 @@ impl Drop for StoppedProcess {
 }
 
 /// What a frame costs the generator alone, nanoseconds: the other end of the veth drops it by XDP.
-pub(super) fn generator_alone(stop: &AtomicBool) -> Result<f64, PerfError> {
+pub(crate) fn generator_alone(stop: &AtomicBool) -> Result<f64, PerfError> {
     namespace::enter(Some(NODE.0))?;
     // Without a socket it drops everything.
     let _dropping = PortSteering::attach(NODE.1, 1)?;

@@ -51,6 +51,11 @@ pub struct OpenPort<'a> {
     pub burst: u32,
     /// Busy polling; none on a veth.
     pub busy_poll: Option<BusyPoll>,
+    /// Most frames that one system call sends in copy mode, where the kernel lets us choose (6.17).
+    pub tx_budget: u32,
+    /// Send buffer, bytes: what the kernel may hold of frames on their way in copy mode; none: enough
+    /// for a whole TX ring.
+    pub send_buffer: Option<u32>,
     /// Which packets' segments are sent as one.
     pub coalesce: Coalesce,
 }
@@ -78,6 +83,8 @@ impl<'a> OpenPort<'a> {
             fill_min: 32,
             burst: 256,
             busy_poll: None,
+            tx_budget: 256,
+            send_buffer: None,
             coalesce: Coalesce::Nothing,
         }
     }
@@ -86,15 +93,8 @@ impl<'a> OpenPort<'a> {
     #[must_use]
     pub fn nic(interface: &'a str, queue: u32) -> Self {
         let rings = RingSizes { rx: 2048, tx: 1024, ..RingSizes::default() };
-        Self {
-            interface,
-            queue,
-            fill_min: 512,
-            burst: rings.tx,
-            rings,
-            busy_poll: None,
-            coalesce: Coalesce::Nothing,
-        }
+        let burst = rings.tx;
+        Self { fill_min: 512, burst, tx_budget: burst, rings, ..Self::veth(interface, queue) }
     }
 }
 
@@ -161,7 +161,7 @@ impl AfXdpPort {
             return Err(OpenError::Ring { ring: "fill", size, why });
         }
         let queues = socket::bind(area, options.interface, options.queue, rings)?;
-        socket::allow_bursts(queues.fd, rings.tx, options.burst)?;
+        socket::allow_bursts(queues.fd, rings.tx, options.tx_budget, options.send_buffer)?;
         if let Some(poll) = options.busy_poll {
             socket::busy_poll(queues.fd, poll)?;
         }

@@ -202,13 +202,18 @@ pub(super) fn xdp_option<T: Copy>(fd: RawFd, name: libc::c_int) -> io::Result<Op
 /// In copy mode each frame on its way is a kernel buffer that counts against the socket's send
 /// buffer with up to 4 KiB (2 KiB of data and the kernel's own record, rounded up by its
 /// allocator); the default of 208 KiB holds some 60 frames. The kernel doubles the value given.
-pub(super) fn allow_bursts(fd: RawFd, tx_ring: u32, burst: u32) -> Result<(), OpenError> {
-    let bytes = tx_ring.saturating_mul(4096).clamp(1 << 20, 64 << 20);
+pub(super) fn allow_bursts(
+    fd: RawFd,
+    tx_ring: u32,
+    budget: u32,
+    send_buffer: Option<u32>,
+) -> Result<(), OpenError> {
+    let bytes = send_buffer.unwrap_or(tx_ring.saturating_mul(4096).clamp(1 << 20, 64 << 20));
     set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes)
         .or_else(|_| set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes))
         .map_err(|source| OpenError::Option { what: "raise the send buffer", source })?;
     // Absent before 6.17, and then 32 frames leave with each system call.
-    let _ = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, burst.clamp(32, tx_ring.max(32)));
+    let _ = set_option(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget.clamp(32, tx_ring.max(32)));
     Ok(())
 }
 
