@@ -36,12 +36,13 @@ options of up:
   --vni N                           VNI of the cluster's network (1)
   --tunnel-port N                   UDP port of the tunnel (that of the mode)
   --mtu N                           MTU of the underlay, bytes (1500)
+  --transmit af-xdp|program         how dataplanes send to veths (the dataplane's default)
   --no-coalesce                     dataplanes send packet by packet, never segments together
   --log LEVEL                       the dataplanes' log level
   --announce                        load balancers' addresses of the node network are answered for
   --no-processes                    the network and the files, but no programs
 
-OVERLANE_BIN: folder of the programs (target/release). OVERLANE_TESTBED_PREFIX and
+OVERLANE_BIN: folder of the programs (target/release). OVERLANE_TRANSMIT: what --transmit is when it is not given. OVERLANE_TESTBED_PREFIX and
 OVERLANE_RUN_DIR: another name (ovl) and folder (/run/overlane), for a second testbed.
 TEXT
 }
@@ -50,7 +51,7 @@ STATE=$RUN_DIR/testbed.state
 
 defaults() {
   MODE=geneve MODES_OF='' UNDERLAY=4 WORKERS=1 NODES=2 PODS=2 POLLING='' VNI=1
-  TUNNEL_PORT='' MTU=1500 LOG_LEVEL='' ANNOUNCE=no PROCESSES=yes COALESCE=yes
+  TUNNEL_PORT='' MTU=1500 LOG_LEVEL='' ANNOUNCE=no PROCESSES=yes COALESCE=yes TRANSMIT=${OVERLANE_TRANSMIT:-}
 }
 
 number() { # number OPTION VALUE LOW HIGH
@@ -72,7 +73,7 @@ parse_options() {
       --no-processes) PROCESSES=no; shift; continue ;;
       --announce) ANNOUNCE=yes; shift; continue ;;
       --no-coalesce) COALESCE=no; shift; continue ;;
-      --mode | --mode-of | --underlay | --workers | --nodes | --pods | --polling | --vni | --tunnel-port | --mtu | --log)
+      --mode | --mode-of | --underlay | --workers | --nodes | --pods | --polling | --transmit | --vni | --tunnel-port | --mtu | --log)
         [ $# -ge 2 ] || usage_error "$1 wants a value" ;;
       *) usage_error "unknown option '$1'; testbed.sh --help lists them" ;;
     esac
@@ -83,6 +84,7 @@ parse_options() {
       --workers) number "$1" "$2" 1 64; WORKERS=$2 ;;
       --nodes) number "$1" "$2" 1 "$MAX_NODES"; NODES=$2 ;;
       --pods) number "$1" "$2" 0 "$MAX_PODS"; PODS=$2 ;;
+      --transmit) one_of "$1" "$2" af-xdp program; TRANSMIT=$2 ;;
       --polling) one_of "$1" "$2" busy adaptive; POLLING=$2 ;;
       --vni) number "$1" "$2" 0 16777215; VNI=$2 ;;
       --tunnel-port) number "$1" "$2" 1 65535; TUNNEL_PORT=$2 ;;
@@ -109,7 +111,7 @@ check_modes_of() {
   done
 }
 
-OPTIONS=(MODE MODES_OF UNDERLAY WORKERS NODES PODS POLLING VNI TUNNEL_PORT MTU LOG_LEVEL ANNOUNCE PROCESSES COALESCE)
+OPTIONS=(MODE MODES_OF UNDERLAY WORKERS NODES PODS POLLING VNI TUNNEL_PORT MTU LOG_LEVEL ANNOUNCE PROCESSES COALESCE TRANSMIT)
 
 options_text() {
   local name

@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "netns/burst.rs"]
+mod burst;
 #[allow(clippy::cast_possible_truncation, reason = "lengths of frames, and bytes of a pattern")]
 #[path = "netns/gso.rs"]
 mod gso;

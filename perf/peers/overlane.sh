@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Overlane: one dataplane with one busy worker, one control process, and a cluster of two nodes in manifests.
+# OVERLANE_TRANSMIT=program: it sends by a BPF program.
 # shellcheck source=perf/peers/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -105,7 +106,8 @@ peer_up() {
   mkdir -p "$RUN/manifests"
   config "$1" "$2" > "$RUN/node.yaml"
   manifests > "$RUN/manifests/cluster.yaml"
-  start dataplane "$(program overlane-dataplane)" --socket "$DATAPLANE" --workers 1 --cpus "$WORKER_CPU" --polling busy
+  start dataplane "$(program overlane-dataplane)" --socket "$DATAPLANE" --workers 1 --cpus "$WORKER_CPU" --polling busy \
+    --transmit "${OVERLANE_TRANSMIT:-af-xdp}"
   start control "$(program overlane-control)" --socket "$CONTROL" --config "$RUN/node.yaml" \
     --manifests "$RUN/manifests" --dataplane-socket "$DATAPLANE"
   if ! wait_until 15 ready; then

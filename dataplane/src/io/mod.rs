@@ -2,6 +2,7 @@
 
 use arrayvec::ArrayVec;
 
+use self::af_xdp::burst::Burst;
 use crate::packet::frame::Frame;
 use crate::packet::pool::{FramePool, UmemId};
 use crate::packet::segments::Segments;
@@ -48,6 +49,15 @@ pub trait Port {
     fn send_segments(&mut self, _segments: &Segments, _frames: &[Frame]) -> bool {
         false
     }
+
+    /// Frames that wait for [`Port::flush`] and may leave by [`Port::stage`] instead.
+    fn waiting(&self) -> usize {
+        0
+    }
+
+    /// Moves the frames that wait into `burst`, if it has room for all of them, and their chunks back into
+    /// `pool`.
+    fn stage(&mut self, _burst: &mut Burst, _pool: &mut FramePool) {}
 
     /// Makes the kernel send what is on the TX ring; takes no time when nothing is.
     fn flush(&mut self);

@@ -6,6 +6,7 @@ use overlane_bpf::PortSteering;
 
 use super::plan;
 use super::process::{OpenPortRecord, Process, ProcessError};
+use super::settings::Transmit;
 use crate::io::af_xdp::interface::Interface;
 use crate::io::af_xdp::offload::{self, OffloadsReport};
 use crate::io::af_xdp::{AfXdpPort, Coalesce, OpenPort};
@@ -114,6 +115,8 @@ impl Process {
         for queue in 0..queues {
             let mut options = OpenPort::veth(interface, queue);
             options.fill_min = self.plan.fill_min;
+            options.in_bursts =
+                self.settings.transmit == Transmit::Program && device.queues.tx == 1;
             if self.settings.coalesce {
                 options.coalesce = Coalesce::Tcp;
             }

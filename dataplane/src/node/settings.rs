@@ -21,11 +21,30 @@ pub enum Polling {
     Adaptive,
 }
 
+/// How frames are sent to devices that are used with copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Transmit {
+    /// By each port's AF_XDP socket.
+    #[default]
+    AfXdp,
+    /// By a BPF program, the frames of all ports in one call: less work for veths.
+    Program,
+}
+
 impl std::fmt::Display for Polling {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Busy => "busy",
             Self::Adaptive => "adaptive",
+        })
+    }
+}
+
+impl std::fmt::Display for Transmit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::AfXdp => "af-xdp",
+            Self::Program => "program",
         })
     }
 }
@@ -46,6 +65,8 @@ pub struct Settings {
     pub memory_budget_bytes: u64,
     /// One vector in so many is timed, for `overlane latency`; 0: none.
     pub time_every: u32,
+    /// How frames are sent to veths with one queue.
+    pub transmit: Transmit,
     /// May several segments of a flow be sent to a device as one packet (GSO)?
     pub coalesce: bool,
     /// Group whose members may use the socket, besides root and the process's own user.
@@ -140,6 +161,9 @@ struct Arguments {
     /// Time one vector of packets in so many, for `overlane latency`; 0: none
     #[arg(long, value_name = "N", default_value_t = stopwatch::EVERY)]
     time_vectors: u32,
+    /// How frames are sent to veths with one queue
+    #[arg(long, value_enum, default_value_t)]
+    transmit: Transmit,
     /// Send packet by packet: never several segments of a flow to a device as one packet (GSO)
     #[arg(long)]
     no_coalesce: bool,
@@ -269,6 +293,7 @@ impl Settings {
             memory_budget_bytes: arguments.memory_budget_mb << 20,
             time_every: arguments.time_vectors,
             coalesce: !arguments.no_coalesce,
+            transmit: arguments.transmit,
             group: arguments.group,
             log: arguments.log,
         })

@@ -7,6 +7,7 @@ use overlane_bpf::{UplinkSettings, UplinkSteering};
 use super::host_port::{HostPort, HostPortSettings};
 use super::plan;
 use super::process::{OpenPortRecord, Process, ProcessError};
+use super::settings::Transmit;
 use super::steering::Connections;
 use crate::io::af_xdp::ethtool::Ethtool;
 use crate::io::af_xdp::interface::{self, Interface};
@@ -129,6 +130,8 @@ impl Process {
             let mut options =
                 if is_veth { OpenPort::veth(name, queue) } else { OpenPort::nic(name, queue) };
             options.fill_min = options.fill_min.max(self.plan.uplink_fill_min());
+            options.in_bursts =
+                self.settings.transmit == Transmit::Program && is_veth && device.queues.tx == 1;
             if self.settings.coalesce {
                 options.coalesce = coalesce(device, is_veth);
             }
@@ -188,6 +191,7 @@ impl Process {
         // The host's own stack leaves checksums and segmentation to the device as well.
         crate::io::af_xdp::offload::prepare_veth(&name, None)?;
         let mut options = OpenPort::veth(&name, 0);
+        options.in_bursts = self.settings.transmit == Transmit::Program;
         if self.settings.coalesce {
             options.coalesce = Coalesce::Tcp;
         }

@@ -8,8 +8,9 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use overlane_api::WorkerId;
 use overlane_api::node::DEFAULT_FLOW_CAPACITY;
 
-use super::settings::{Polling, Settings};
+use super::settings::{Polling, Settings, Transmit};
 use crate::flow::flows::Flows;
+use crate::io::af_xdp::burst::Burst;
 use crate::io::af_xdp::{AfXdpPort, Umem};
 use crate::packet::meta::Origin;
 use crate::packet::pool::{Depot, UmemId};
@@ -84,6 +85,9 @@ impl Workers {
                 notices: notice_sender.clone(),
             });
             worker.time_vectors(settings.time_every);
+            if settings.transmit == Transmit::Program {
+                worker.send_in_bursts(Burst::load().map_err(std::io::Error::other)?);
+            }
             let cpu = *cpu;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))

@@ -27,6 +27,7 @@ use self::stopwatch::Stopwatch;
 use crate::flow::flows::Flows;
 use crate::flow::table::{FlowTable4, FlowTable6};
 use crate::io::Port;
+use crate::io::af_xdp::burst::Burst;
 use crate::packet::meta::{Meta, Origin};
 use crate::packet::pool::{Depot, FramePool, UmemId};
 use crate::packet::vector::{Packet, VECTOR, Vector};
@@ -151,6 +152,8 @@ pub struct Worker<P> {
     made: Vector,
     /// Frames that may leave as few packets; empty between vectors.
     runs: Option<Box<Runs>>,
+    /// Sends for all ports; none: each sends by itself.
+    burst: Option<Burst>,
     held: Held,
     /// Fragments that wait for the first one of their packet.
     fragments: Held,
@@ -202,6 +205,7 @@ impl<P: Port> Worker<P> {
             handed: Some(Box::default()),
             made: Vector::default(),
             runs: Some(Box::default()),
+            burst: None,
             held: Held::default(),
             fragments: Held::default(),
             first_fragments: FirstFragments::new(),
@@ -410,8 +414,32 @@ impl<P: Port> Worker<P> {
         stages(vector, &mut context);
     }
 
+    /// From now on frames of several ports leave in one call, where the ports allow it.
+    pub fn send_in_bursts(&mut self, burst: Burst) {
+        self.burst = Some(burst);
+    }
+
+    /// Sends what all ports have in one call, where that is worth it; what is left waits for each port's own.
+    #[inline(never)]
+    fn flush_together(&mut self) {
+        let Some(burst) = self.burst.as_mut() else { return };
+        let dirty = self.slots.iter().flatten().filter(|slot| slot.dirty);
+        if !burst.is_worth(dirty.map(|slot| slot.port.waiting()).sum()) {
+            return;
+        }
+        for slot in self.slots.iter_mut().flatten().filter(|slot| slot.dirty) {
+            if let Some(pool) = self.pools.get_mut(usize::from(slot.port.umem().0)) {
+                slot.port.stage(burst, pool);
+            }
+        }
+        burst.send();
+    }
+
     /// Kicks what was sent, wakes who was given something, takes back what has been sent.
     fn after_work(&mut self) {
+        if self.burst.is_some() {
+            self.flush_together();
+        }
         if self.stopwatch.is_running() {
             self.flush_timed();
         }

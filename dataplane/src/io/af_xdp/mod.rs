@@ -12,6 +12,7 @@
 //! - `socket`: binding and options of one socket.
 //! - `tx_ring`: our own TX ring, because packets may start in front of where they were received.
 //! - [`port`]: the [`Port`](super::Port) of one device queue.
+//! - [`burst`]: sends what all ports of a worker have in one call.
 //! - `gso`: sends a packet's segments as one, where that is cheaper.
 //! - [`interface`]: what a device is and can do.
 //! - [`ethtool`]: its features, as `ethtool -k` and `-K` know them.
@@ -20,6 +21,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod burst;
 pub mod ethtool;
 mod fill_target;
 mod gso;

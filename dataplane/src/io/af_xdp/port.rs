@@ -16,6 +16,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use xsk_rs::umem::frame::FrameDesc;
 
+use super::burst::Burst;
 use super::fill_target::FillTarget;
 use super::gso::{GsoSocket, Sent};
 use super::outstanding::Outstanding;
@@ -58,6 +59,9 @@ pub struct OpenPort<'a> {
     pub send_buffer: Option<u32>,
     /// Which packets' segments are sent as one.
     pub coalesce: Coalesce,
+    /// May frames leave with those of other ports, by [`Port::stage`]? In copy mode only; with several
+    /// transmit queues the kernel chooses one.
+    pub in_bursts: bool,
 }
 
 /// Which packets' segments a port in copy mode sends as one (GSO).
@@ -86,6 +90,7 @@ impl<'a> OpenPort<'a> {
             tx_budget: 256,
             send_buffer: None,
             coalesce: Coalesce::Nothing,
+            in_bursts: false,
         }
     }
 
@@ -139,6 +144,8 @@ pub struct AfXdpPort {
     backlog: bool,
     /// For packets in segments; none: each goes by itself.
     gso: Option<GsoSocket>,
+    /// Number of the device, if frames may leave by a burst.
+    burst_by: Option<u32>,
     coalesce: Coalesce,
     counters: TxCounters,
 }
@@ -183,6 +190,7 @@ impl AfXdpPort {
             sent_since_recycle: 0,
             backlog: false,
             gso: open_gso(options, zero_copy),
+            burst_by: burst_by(options, zero_copy),
             coalesce: options.coalesce,
             counters: TxCounters::default(),
         })
@@ -344,6 +352,12 @@ impl AfXdpPort {
     }
 }
 
+/// The device's number, if its frames may leave by a burst.
+fn burst_by(options: &OpenPort<'_>, zero_copy: bool) -> Option<u32> {
+    let index = || nix::net::if_::if_nametoindex(options.interface).ok();
+    if options.in_bursts && !zero_copy { index() } else { None }
+}
+
 /// The socket for packets in segments, where those are wanted and devices copy anyway.
 fn open_gso(options: &OpenPort<'_>, zero_copy: bool) -> Option<GsoSocket> {
     if options.coalesce == Coalesce::Nothing || zero_copy {
@@ -432,6 +446,32 @@ impl Port for AfXdpPort {
                 false
             }
         }
+    }
+
+    #[inline]
+    fn waiting(&self) -> usize {
+        // What was shown to the kernel and not taken leaves before.
+        if self.burst_by.is_none() || self.backlog { 0 } else { self.tx.unpublished() as usize }
+    }
+
+    fn stage(&mut self, burst: &mut Burst, pool: &mut FramePool) {
+        let count = self.waiting();
+        let Some(interface) = self.burst_by.filter(|_| count > 0 && burst.has_room(count)) else {
+            return;
+        };
+        for index in 0.. {
+            let Some((addr, len)) = self.tx.unpublished_at(index) else { break };
+            let addr = usize::try_from(addr).unwrap_or(usize::MAX);
+            // Taken back below before the kernel ever saw it.
+            let Some((mut frame, start)) = self.take_back(addr) else { continue };
+            self.on_tx -= 1;
+            frame.set_range(start, len);
+            if !burst.stage(interface, frame.bytes()) {
+                self.counters.refused += 1;
+            }
+            pool.give(frame);
+        }
+        self.tx.forget();
     }
 
     #[inline]

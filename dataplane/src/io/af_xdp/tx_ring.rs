@@ -117,6 +117,31 @@ impl TxRing {
         true
     }
 
+    /// Descriptors that were written and not shown to the kernel.
+    #[inline]
+    pub(super) fn unpublished(&self) -> u32 {
+        self.next.wrapping_sub(self.published)
+    }
+
+    /// Address and length of number `index` of those.
+    #[inline]
+    pub(super) fn unpublished_at(&self, index: u32) -> Option<(u64, usize)> {
+        if index >= self.unpublished() {
+            return None;
+        }
+        let slot = (self.published.wrapping_add(index) & self.mask) as usize;
+        // SAFETY: the slot is inside of the ring; it was written by `push`, and the kernel, to which it was not
+        // shown, does not write descriptors.
+        let desc = unsafe { self.descs.add(slot).read() };
+        Some((desc.addr, desc.len as usize))
+    }
+
+    /// Takes back all that was written and not shown to the kernel.
+    #[inline]
+    pub(super) fn forget(&mut self) {
+        self.next = self.published;
+    }
+
     /// Shows the kernel what was written; was there anything new?
     #[inline]
     pub(super) fn publish(&mut self) -> bool {
@@ -259,6 +284,21 @@ mod tests {
         let rest: Vec<_> = std::iter::from_fn(|| kernel.take()).collect();
         assert_eq!(rest, [(2, 60), (3, 60), (4, 61), (5, 62)]);
         assert_eq!(ring.waiting(), 0);
+    }
+
+    #[test]
+    fn what_was_not_published_can_be_taken_back() {
+        let (kernel, mut ring) = Kernel::ring(u32::MAX);
+        assert!(ring.push(1, 60));
+        ring.publish();
+        assert_eq!((ring.unpublished(), ring.unpublished_at(0)), (0, None));
+        assert!(ring.push(2, 61) && ring.push(3, 62));
+        let back: Vec<_> = (0..).map_while(|index| ring.unpublished_at(index)).collect();
+        assert_eq!(back, [(2, 61), (3, 62)]);
+        ring.forget();
+        assert!(!ring.publish() && ring.push(4, 63) && ring.publish());
+        let left: Vec<_> = std::iter::from_fn(|| kernel.take()).collect();
+        assert_eq!(left, [(1, 60), (4, 63)]);
     }
 
     #[test]
