@@ -60,7 +60,8 @@ fn thousand_frames(burst: u32) -> AfXdpPort {
     let options = OpenPort { rings, fill_min: 1200, ..OpenPort::veth("a0", 0) };
     let mut receiver = Steered::open(&umem, &options);
     receiver.port.recycle(&mut pool);
-    let options = OpenPort { rings, burst, fill_min: 0, ..OpenPort::veth("a1", 0) };
+    let options =
+        OpenPort { rings, burst, tx_budget: burst, fill_min: 0, ..OpenPort::veth("a1", 0) };
     let mut sender = AfXdpPort::open(&umem, &options).unwrap();
     for mark in 0..1000 {
         let mut frame = frame_with(&mut pool, &packet(60, mark));
