@@ -28,7 +28,7 @@ underlay: "$UNDERLAY"
 underlayMTU: $MTU
 YAML
   optional tunnelPort "$TUNNEL_PORT"
-  [ "$ANNOUNCE" != yes ] || printf 'announce: {loadBalancerIPs: true}\n'
+  [ "${ANNOUNCE:-no}" != yes ] || printf 'announce: {loadBalancerIPs: true}\n'
 }
 
 node_manifest() {

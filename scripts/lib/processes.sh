@@ -43,8 +43,8 @@ start_dataplane() {
   cpus=$(cpus_of "$node")
   [ -z "$cpus" ] || arguments+=(--cpus "$cpus")
   [ -z "$POLLING" ] || arguments+=(--polling "$POLLING")
-  [ -z "$TRANSMIT" ] || arguments+=(--transmit "$TRANSMIT")
-  [ "$COALESCE" = yes ] || arguments+=(--no-coalesce)
+  [ -z "${TRANSMIT:-}" ] || arguments+=(--transmit "$TRANSMIT")
+  [ "${COALESCE:-yes}" = yes ] || arguments+=(--no-coalesce)
   [ -z "$LOG_LEVEL" ] || arguments+=(--log "$LOG_LEVEL")
   launch dataplane "$node" "${arguments[@]}"
 }
