@@ -9,8 +9,16 @@ use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::packet::vector::Packet;
 
-/// Packets that one lane holds.
-pub const LANE: usize = 1024;
+/// Packets that one lane of so many workers holds: those of an RX ring, in which a TCP window finds room,
+/// where that does not take memory from everything else. A packet in a lane takes 128 bytes, and lanes are as many as
+/// ordered pairs.
+const fn lane(workers: usize) -> usize {
+    match workers {
+        0..=4 => 4096,
+        5..=8 => 2048,
+        _ => 1024,
+    }
+}
 
 /// Wakes one worker.
 #[derive(Debug)]
@@ -83,7 +91,7 @@ impl Lanes {
             .collect();
         for from in 0..workers {
             for to in (0..workers).filter(|to| *to != from) {
-                let (producer, consumer) = RingBuffer::new(LANE);
+                let (producer, consumer) = RingBuffer::new(lane(workers));
                 all[from].outgoing[to] = Some(producer);
                 all[to].incoming[from] = Some(consumer);
             }
