@@ -14,7 +14,7 @@
 
 use overlane_api::WorkerId;
 
-use super::Context;
+use super::{Context, keys};
 use crate::flow::flows::Flows;
 use crate::flow::fragments::{FragmentKey, FragmentMap, FragmentPorts};
 use crate::packet::drop::DropReason;
@@ -37,6 +37,11 @@ pub fn step(frame: &Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), 
     let info = info(frame, meta).ok_or(malformed)?;
     if !info.is_fragment() {
         meta.is_fragment = false;
+        // Until now it was that of a fragment, which has no ports.
+        meta.hash = match meta.kind {
+            Kind::Ipv4 => cx.flows.hash.of(&keys::key_v4(meta)),
+            _ => cx.flows.hash.of(&keys::key_v6(frame, meta)),
+        };
         return Ok(());
     }
     if is_too_short(meta, &info) {

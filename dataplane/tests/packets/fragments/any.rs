@@ -90,3 +90,30 @@ proptest! {
         bed.close();
     }
 }
+
+/// RFC 6946: a whole packet may have a fragment header all the same; its flow is that of others.
+#[test]
+fn a_whole_packet_with_a_fragment_header_is_of_its_flow() {
+    for (out, back) in [(0, 0), (1, 40), (40, 1)] {
+        let mut bed = bed_with(1, vec![service(0, Protocol::Udp, &[(1, 0)])]);
+        let (client, asked) = ((pod_ip(0, 0, 1), 40_000), (vip(0, 1), 80));
+        let sent = whole(client.0, asked.0, Body::Udp(40_000, 80, bytes(out)));
+        let pieces = framed(&cut(&sent, &[]), up(0));
+        let left = send(&mut bed, &[pod(0)], &pieces);
+        let left: Vec<_> = left.iter().map(|(_, frame)| inner_of(frame)[14..].to_vec()).collect();
+        let arrives = sent.between(client, (pod_ip(1, 0, 1), 8080)).ttl(63);
+        let got = reassemble(&left);
+        assert_eq!(got, named_as(&arrives, &got).ip());
+        let reply = arrives.reply(&bytes(back));
+        let pieces = cut(&reply, &[]);
+        // Ethernet, IPv6, the fragment header, UDP.
+        assert_eq!((pieces.len(), pieces[0].len()), (1, 40 + 8 + 8 + back));
+        let tunnel = Tunnel::from_peer(1, Mode::Geneve, Underlay::Ipv4);
+        let frames: Vec<_> =
+            framed(&pieces, between(1, 0)).iter().map(|frame| tunnel.wrap(frame)).collect();
+        let seen = carry(&mut bed, &[Place::Uplink(0)], &frames, &pod(0), down(0));
+        let got = reassemble(&seen);
+        assert_eq!(got, named_as(&reply.between(asked, client).ttl(63), &got).ip());
+        bed.close();
+    }
+}
