@@ -6,8 +6,8 @@
 //! however it ends. A frame's place on the path is before the first receive ring; what happens
 //! to it after that is the dataplane's.
 //!
-//! A third program is no filter: [`Transmitter`] sends bursts by it (`transmit.bpf.c`), for
-//! measurements.
+//! A third program is no filter: [`Transmitter`] sends bursts by it (`transmit.bpf.c`), where the
+//! dataplane is asked to, and for measurements.
 
 mod attach;
 mod diagnose;

@@ -306,10 +306,7 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
         }
         Command::Generate { generate, output } => {
             generate.check().map_err(|error| wrong(&error))?;
-            stopped_by_signal().and_then(|stop| generate.run(&stop)).map(|generated| {
-                let shown = show("generate", &generated, &generated.table(), &output);
-                if generated.sent.frames > 0 { shown } else { ExitCode::FAILURE }
-            })
+            sent(&generate, &output)
         }
         Command::Receive { receive, output } => stopped_by_signal()
             .and_then(|stop| receive.run(&stop))
@@ -339,6 +336,14 @@ fn run(command: Command) -> Result<Result<ExitCode, PerfError>, ExitCode> {
             ExitCode::SUCCESS
         }),
     })
+}
+
+/// Fails when nothing was sent.
+fn sent(generate: &GenerateArguments, output: &Output) -> Result<ExitCode, PerfError> {
+    let stop = stopped_by_signal()?;
+    let generated = generate.run(&stop)?;
+    let shown = show("generate", &generated, &generated.table(), output);
+    Ok(if generated.sent.frames > 0 { shown } else { ExitCode::FAILURE })
 }
 
 fn steady(mut scenarios: Vec<Scenario>, output: &Output) -> Result<ExitCode, PerfError> {

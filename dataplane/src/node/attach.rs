@@ -6,7 +6,6 @@ use overlane_bpf::PortSteering;
 
 use super::plan;
 use super::process::{OpenPortRecord, Process, ProcessError};
-use super::settings::Transmit;
 use crate::io::af_xdp::interface::Interface;
 use crate::io::af_xdp::offload::{self, OffloadsReport};
 use crate::io::af_xdp::{AfXdpPort, Coalesce, OpenPort};
@@ -113,13 +112,9 @@ impl Process {
         // All or none: what fails half way closes what was opened.
         let mut opened = Vec::new();
         for queue in 0..queues {
-            let mut options = OpenPort::veth(interface, queue);
-            options.fill_min = self.plan.fill_min;
-            options.in_bursts =
-                self.settings.transmit == Transmit::Program && device.queues.tx == 1;
-            if self.settings.coalesce {
-                options.coalesce = Coalesce::Tcp;
-            }
+            let fill_min = self.plan.fill_min;
+            let options = OpenPort { fill_min, ..OpenPort::veth(interface, queue) };
+            let options = self.settings.sending(options, Coalesce::Tcp, device.queues.tx == 1);
             let port = AfXdpPort::open(self.umem_of(home), &options)?;
             steering.register_socket(queue, port.fd())?;
             opened.push(port);

@@ -9,6 +9,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use overlane_api::WorkerId;
 
+use crate::io::af_xdp::{Coalesce, OpenPort};
 use crate::worker::stopwatch;
 
 /// What a worker does when there is nothing to do.
@@ -259,6 +260,21 @@ fn allowed_cpus() -> Result<Vec<usize>, SettingsError> {
 }
 
 impl Settings {
+    /// `options` with the ways of sending that the device takes, as far as they are wanted: which packets'
+    /// segments as one, and with the frames of other ports.
+    pub(super) fn sending<'a>(
+        &self,
+        options: OpenPort<'a>,
+        coalesce: Coalesce,
+        takes_bursts: bool,
+    ) -> OpenPort<'a> {
+        OpenPort {
+            coalesce: if self.coalesce { coalesce } else { Coalesce::Nothing },
+            in_bursts: takes_bursts && self.transmit == Transmit::Program,
+            ..options
+        }
+    }
+
     /// Reads and checks a command line, program name first.
     ///
     /// # Errors

@@ -7,7 +7,6 @@ use overlane_bpf::{UplinkSettings, UplinkSteering};
 use super::host_port::{HostPort, HostPortSettings};
 use super::plan;
 use super::process::{OpenPortRecord, Process, ProcessError};
-use super::settings::Transmit;
 use super::steering::Connections;
 use crate::io::af_xdp::ethtool::Ethtool;
 use crate::io::af_xdp::interface::{self, Interface};
@@ -124,17 +123,15 @@ impl Process {
     ) -> Result<Vec<(AfXdpPort, u32, WorkerId)>, ProcessError> {
         let name = device.name.as_str();
         let is_veth = device.driver.as_deref() == Some("veth");
+        let coalesce = coalesce(device, is_veth);
+        let takes_bursts = is_veth && device.queues.tx == 1;
         let mut opened = Vec::new();
         for queue in 0..queues {
             let worker = plan::uplink_worker(queue, self.workers.len());
             let mut options =
                 if is_veth { OpenPort::veth(name, queue) } else { OpenPort::nic(name, queue) };
             options.fill_min = options.fill_min.max(self.plan.uplink_fill_min());
-            options.in_bursts =
-                self.settings.transmit == Transmit::Program && is_veth && device.queues.tx == 1;
-            if self.settings.coalesce {
-                options.coalesce = coalesce(device, is_veth);
-            }
+            let options = self.settings.sending(options, coalesce, takes_bursts);
             let umem = zero_copy_umem.map_or_else(|| self.umem_of(worker), |n| &self.umems[n]);
             opened.push((AfXdpPort::open(umem, &options)?, queue, worker));
         }
@@ -190,11 +187,7 @@ impl Process {
         let worker = WorkerId(0);
         // The host's own stack leaves checksums and segmentation to the device as well.
         crate::io::af_xdp::offload::prepare_veth(&name, None)?;
-        let mut options = OpenPort::veth(&name, 0);
-        options.in_bursts = self.settings.transmit == Transmit::Program;
-        if self.settings.coalesce {
-            options.coalesce = Coalesce::Tcp;
-        }
+        let options = self.settings.sending(OpenPort::veth(&name, 0), Coalesce::Tcp, true);
         let port = AfXdpPort::open(self.umem_of(worker), &options)?;
         let steering = overlane_bpf::PortSteering::attach(&name, 1)?;
         steering.register_socket(0, port.fd())?;
