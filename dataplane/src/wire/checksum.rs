@@ -212,13 +212,20 @@ pub const fn is_partial(field: u16, pseudo: u64) -> bool {
 /// Finishes a checksum that [`is_partial`]: sums the whole segment with the pseudo-header's sum that
 /// stands in its field, and writes the complement there. `segment` is the transport header and its
 /// payload and nothing more; `checksum_offset` is [`super::tcp::CHECKSUM_OFFSET`] or
-/// [`super::udp::CHECKSUM_OFFSET`]. A computed 0 is written as 0xffff, as the kernel does for every protocol.
+/// [`super::udp::CHECKSUM_OFFSET`]. A computed 0 is written as 0xffff for UDP, and for UDP only (the
+/// kernel's `skb_checksum_help` does so for every protocol; RFC 1624 section 3 says 0 for TCP).
 ///
 /// Returns `false`, with nothing changed, when the field is outside of the segment.
 #[inline]
 pub fn complete_partial(segment: &mut [u8], checksum_offset: usize) -> bool {
-    let checksum = udp_finish(sum(segment, 0));
+    let checksum = finish_at(checksum_offset, sum(segment, 0));
     write_field(segment, checksum_offset, checksum)
+}
+
+/// The checksum of a header that has its field there: only UDP's is 6 bytes in, and never 0.
+#[inline]
+const fn finish_at(checksum_offset: usize, sum: u64) -> u16 {
+    if checksum_offset == super::udp::CHECKSUM_OFFSET { udp_finish(sum) } else { finish(sum) }
 }
 
 #[inline]
@@ -232,7 +239,7 @@ fn write_field(segment: &mut [u8], checksum_offset: usize, checksum: u16) -> boo
 }
 
 /// Writes the checksum of `segment` from nothing: whatever is in the field is ignored. `pseudo` is the
-/// pseudo-header's sum, 0 for ICMPv4. A computed 0 is written as 0xffff.
+/// pseudo-header's sum, 0 for ICMPv4. A computed 0 is written as 0xffff for UDP.
 ///
 /// Returns `false`, with the checksum not written, when the field is outside of the segment.
 #[inline]
@@ -240,7 +247,7 @@ pub fn compute(segment: &mut [u8], checksum_offset: usize, pseudo: u64) -> bool 
     if !write_field(segment, checksum_offset, 0) {
         return false;
     }
-    let checksum = udp_finish(sum(segment, pseudo));
+    let checksum = finish_at(checksum_offset, sum(segment, pseudo));
     write_field(segment, checksum_offset, checksum)
 }
 

@@ -123,6 +123,26 @@ fn field(sample: &Sample) -> u16 {
     u16::from_be_bytes([sample.packet[at], sample.packet[at + 1]])
 }
 
+/// A checksum of 0 is 0 in TCP and ICMP; only in UDP would it say that there is none.
+#[test]
+fn a_computed_zero_is_mangled_for_udp_only() {
+    for mut sample in samples(&[0, 0]) {
+        // What makes the sum 0xffff: the checksum that the packet has with 0 in its place.
+        let balance = field(&sample);
+        let end = sample.packet.len();
+        sample.packet[end - 2..].copy_from_slice(&balance.to_be_bytes());
+        let expected = if sample.name.starts_with("udp") { 0xffff } else { 0 };
+        let pseudo = if sample.name == "icmp4" { 0 } else { pseudo_of(&sample) };
+        assert!(compute(&mut sample.packet[sample.l4..], sample.checksum, pseudo));
+        assert_eq!(field(&sample), expected, "{}, computed", sample.name);
+        assert_eq!(verify_l4(&sample.packet), Ok(L4Checksum::Correct), "{}", sample.name);
+        let at = sample.l4 + sample.checksum;
+        sample.packet[at..at + 2].copy_from_slice(&fold(pseudo).to_be_bytes());
+        assert!(complete_partial(&mut sample.packet[sample.l4..], sample.checksum));
+        assert_eq!(field(&sample), expected, "{}, completed", sample.name);
+    }
+}
+
 #[test]
 fn broken_packets_are_errors_and_not_wrong_sums() {
     let mut udp = samples(b"x").swap_remove(0).packet;
