@@ -1,6 +1,7 @@
 //! Benchmarks of the dataplane.
 //!
 //! - [`pipeline`]: what a packet costs from port to port, in memory.
+//! - [`counters`]: what the processor counts meanwhile, where it does.
 //! - [`baseline`]: have the instructions for a packet risen?
 //! - [`tables`], [`services`]: what the tables cost with a large cluster in them.
 //! - [`connections`]: what many services, flows and workers do to connections.
@@ -35,6 +36,7 @@ pub mod callgrind;
 pub mod child;
 pub mod compare;
 pub mod connections;
+pub mod counters;
 pub mod device;
 pub mod ends;
 pub mod error;

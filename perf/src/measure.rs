@@ -12,6 +12,7 @@ use overlane_dataplane::testing::Bench;
 use overlane_dataplane::worker::Worker;
 use serde::{Deserialize, Serialize};
 
+use crate::counters::{Counted, CounterError, Counters, Cycles, Reading};
 use crate::error::PerfError;
 use crate::rig::{Flows, Rig, silent_port};
 use crate::scenario::{Load, Scenario};
@@ -137,12 +138,57 @@ pub fn thread_time() -> Result<Duration, PerfError> {
     Ok(Duration::from(time))
 }
 
-/// Nanoseconds a packet of one round, and its packets.
-fn round(work: impl FnOnce() -> usize) -> Result<(f64, usize), PerfError> {
-    let before = thread_time()?;
-    let packets = work();
-    let spent = thread_time()? - before;
-    Ok((spent.as_nanos() as f64 / packets.max(1) as f64, packets))
+/// One round: packets, and what each cost.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    packets: usize,
+    ns: f64,
+    /// Cycles, and instructions, where they are counted.
+    counted: Option<Counted>,
+}
+
+/// Times rounds of the thread that made it, and counts their cycles if that is possible.
+#[derive(Debug)]
+struct Timer {
+    counters: Result<Counters, CounterError>,
+}
+
+impl Timer {
+    fn of_this_thread() -> Self {
+        Self { counters: Counters::of_this_thread() }
+    }
+
+    /// A round of which `work` says how many packets it had. A counter that fails is not asked again.
+    fn round(&mut self, work: impl FnOnce() -> usize) -> Result<Round, PerfError> {
+        let counts = self.counters.as_mut().ok().map(Counters::read).transpose();
+        let before = thread_time()?;
+        let packets = work();
+        let spent = thread_time()? - before;
+        let each = packets.max(1) as f64;
+        let counted = counts.and_then(|counts| self.since(counts)).unwrap_or_else(|error| {
+            self.counters = Err(error);
+            None
+        });
+        let counted = counted.map(|all| Counted {
+            cycles: all.cycles / each,
+            instructions: all.instructions.map(|count| count / each),
+        });
+        Ok(Round { packets, ns: spent.as_nanos() as f64 / each, counted })
+    }
+
+    fn since(&mut self, before: Option<Reading>) -> Result<Option<Counted>, CounterError> {
+        let (Ok(counters), Some(before)) = (&mut self.counters, before) else { return Ok(None) };
+        counters.read()?.since(&before).map(Some)
+    }
+}
+
+/// What a measurement gave.
+#[derive(Debug)]
+pub struct Measured {
+    /// Time.
+    pub cost: Cost,
+    /// Cycles, or why they are not counted.
+    pub cycles: Result<Cycles, CounterError>,
 }
 
 /// Measures `scenario` for about `seconds`.
@@ -154,7 +200,7 @@ pub fn measure(
     load: &Load,
     workers: usize,
     seconds: f64,
-) -> Result<Cost, PerfError> {
+) -> Result<Measured, PerfError> {
     if scenario.opens {
         return measure_opening(scenario, load, workers, seconds);
     }
@@ -175,19 +221,42 @@ pub fn measure(
         Ok::<(), PerfError>(())
     })?;
     rig.check()?;
-    Ok(cost(&costs))
+    Ok(measured(costs))
 }
 
-fn cost(costs: &[Rounds]) -> Cost {
-    let total = costs.iter().flat_map(|rounds| rounds.total.iter().copied()).collect();
-    let ports = costs.iter().flat_map(|rounds| rounds.ports.iter().copied()).collect();
-    let mpps = costs.iter().map(|rounds| 1e3 / Spread::of(rounds.total.clone()).median).sum();
-    Cost {
+fn measured(workers: Vec<Rounds>) -> Measured {
+    let ns = |rounds: &[Round]| rounds.iter().map(|round| round.ns).collect::<Vec<_>>();
+    let total = workers.iter().flat_map(|rounds| ns(&rounds.total)).collect();
+    let ports = workers.iter().flat_map(|rounds| ns(&rounds.ports)).collect();
+    let mpps = workers.iter().map(|rounds| 1e3 / Spread::of(ns(&rounds.total)).median).sum();
+    let packets = workers.iter().flat_map(|rounds| &rounds.total).map(|round| round.packets as u64);
+    let cost = Cost {
         total_ns: Spread::of(total),
         ports_ns: Spread::of(ports),
-        packets: costs.iter().map(|rounds| rounds.packets).sum(),
+        packets: packets.sum(),
         mpps,
+    };
+    Measured { cost, cycles: cycles(workers) }
+}
+
+/// Of all rounds, if all workers counted.
+fn cycles(workers: Vec<Rounds>) -> Result<Cycles, CounterError> {
+    let (mut total, mut ports) = (Vec::new(), Vec::new());
+    for rounds in workers {
+        if let Some(error) = rounds.uncounted {
+            return Err(error);
+        }
+        total.extend(rounds.total.iter().filter_map(|round| round.counted));
+        ports.extend(rounds.ports.iter().filter_map(|round| round.counted));
     }
+    let of = |counted: &[Counted]| Spread::of(counted.iter().map(|all| all.cycles).collect());
+    let rates: Vec<_> =
+        total.iter().filter_map(|all| Some(all.instructions? / all.cycles)).collect();
+    Ok(Cycles {
+        total: of(&total),
+        ports: of(&ports),
+        instructions_per_cycle: (!rates.is_empty()).then(|| Spread::of(rates).median),
+    })
 }
 
 /// Rounds in each of which one worker opens all flows anew. Before each it forgets them, which is not
@@ -197,32 +266,34 @@ fn measure_opening(
     load: &Load,
     workers: usize,
     seconds: f64,
-) -> Result<Cost, PerfError> {
+) -> Result<Measured, PerfError> {
     if workers != 1 {
         return Err(PerfError::Range { option: "--workers", value: workers, least: 1, most: 1 });
     }
     let mut rig = Rig::new(scenario, load, 1)?;
     let mut ports = Ports::new(scenario, load)?;
     let mut rounds = Rounds::default();
+    let mut timer = Timer::of_this_thread();
     let start = std::time::Instant::now();
     ports.carry(load.flows.div_ceil(VECTOR).max(ROUND));
     while start.elapsed().as_secs_f64() < seconds || rounds.total.len() < 6 {
         rig.arrive(load)?;
         let worker = &mut rig.bench.workers[0];
-        let (ns, packets) = round(|| open_all(worker))?;
+        let round = timer.round(|| open_all(worker))?;
+        let packets = round.packets;
         if packets != load.flows || worker.flows().len() != load.flows as u64 {
             let flows = worker.flows().len();
             let what = format!("{packets} packets opened {flows} flows, and not {}", load.flows);
             return Err(PerfError::Missed(what));
         }
-        rounds.total.push(ns);
-        rounds.packets += packets as u64;
-        rounds.ports.push(round(|| ports.carry(ROUND))?.0);
+        rounds.total.push(round);
+        rounds.ports.push(timer.round(|| ports.carry(ROUND))?);
         rig.check()?;
         rig.forget()?;
     }
     rounds.total.remove(0);
-    Ok(cost(&[rounds]))
+    rounds.uncounted = timer.counters.err();
+    Ok(measured(vec![rounds]))
 }
 
 /// Polls until nothing comes any more; says how many packets came.
@@ -240,9 +311,10 @@ pub fn open_all(worker: &mut Worker<ReplayPort>) -> usize {
 
 #[derive(Debug, Default)]
 struct Rounds {
-    total: Vec<f64>,
-    ports: Vec<f64>,
-    packets: u64,
+    total: Vec<Round>,
+    ports: Vec<Round>,
+    /// Why cycles are not counted.
+    uncounted: Option<CounterError>,
 }
 
 /// Rounds of one worker, on one core when there are several.
@@ -265,13 +337,13 @@ fn rounds(
     let warm = load.flows.div_ceil(VECTOR).max(ROUND);
     forward(worker, warm);
     ports.carry(warm);
+    let mut timer = Timer::of_this_thread();
     let start = std::time::Instant::now();
     while start.elapsed().as_secs_f64() < seconds || rounds.total.len() < 5 {
-        let (ns, packets) = round(|| forward(worker, ROUND))?;
-        rounds.total.push(ns);
-        rounds.packets += packets as u64;
-        rounds.ports.push(round(|| ports.carry(ROUND))?.0);
+        rounds.total.push(timer.round(|| forward(worker, ROUND))?);
+        rounds.ports.push(timer.round(|| ports.carry(ROUND))?);
     }
+    rounds.uncounted = timer.counters.err();
     Ok(rounds)
 }
 
@@ -301,5 +373,36 @@ mod tests {
     fn frames_have_the_size_that_was_asked_for() {
         let load = Load { size: Size::Bytes(512), ..Load::default() };
         assert_eq!(carried(load, 1), (64, 64 * 508));
+    }
+
+    #[test]
+    fn a_round_is_counted_from_its_beginning_to_its_end() {
+        let Some(counters) = Counters::of_software() else { return };
+        let mut ports = Ports::new(Scenario::named("local").unwrap(), &Load::default()).unwrap();
+        let mut timer = Timer { counters: Ok(counters) };
+        let rounds: Vec<_> = (0..5).map(|_| timer.round(|| ports.carry(ROUND)).unwrap()).collect();
+        // This counter's cycles are nanoseconds: two clocks of one thing.
+        for round in &rounds {
+            let counted = round.counted.unwrap().cycles;
+            assert!((counted / round.ns - 1.0).abs() < 0.1, "{counted} and {} ns", round.ns);
+        }
+        let all = || Rounds { total: rounds.clone(), ports: rounds.clone(), uncounted: None };
+        let measured = measured(vec![all(), all()]);
+        assert_eq!(measured.cost.packets, 2 * 5 * 64 * ROUND as u64);
+        let cycles = measured.cycles.unwrap();
+        assert!((cycles.total.median / measured.cost.total_ns.median - 1.0).abs() < 0.1);
+        assert!(cycles.instructions_per_cycle.is_some());
+    }
+
+    #[test]
+    fn time_is_told_without_cycles_and_says_why() {
+        let absent = || CounterError::Absent(nix::errno::Errno::ENOENT.into());
+        let mut timer = Timer { counters: Err(absent()) };
+        let round = timer.round(|| 64).unwrap();
+        assert!(round.counted.is_none() && round.packets == 64);
+        let mute = Rounds { total: vec![round], ports: vec![round], uncounted: Some(absent()) };
+        let measured = measured(vec![mute]);
+        assert_eq!(measured.cost.packets, 64);
+        assert!(matches!(measured.cycles, Err(CounterError::Absent(_))));
     }
 }

@@ -4,7 +4,7 @@ use comfy_table::Table;
 
 /// A table without lines, under these heads.
 #[must_use]
-pub fn listing<const N: usize>(heads: [&str; N]) -> Table {
+pub fn listing<'a>(heads: impl IntoIterator<Item = &'a str>) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(heads);

@@ -97,7 +97,7 @@ fn whole(value: f64) -> String {
 }
 
 fn pipeline(report: &pipeline::Report) -> Result<Markup, PerfError> {
-    let head = [
+    let mut head = vec![
         "scenario",
         "flows",
         "size",
@@ -107,12 +107,16 @@ fn pipeline(report: &pipeline::Report) -> Result<Markup, PerfError> {
         "Mpps",
         "instructions",
     ];
+    let counted = report.rows.iter().any(|row| row.cycles.is_some());
+    if counted {
+        head.push("cycles");
+    }
     let rows: Vec<_> = report
         .rows
         .iter()
         .map(|row| {
             let instructions = row.instructions.map_or("-".to_owned(), |(all, _)| whole(all));
-            vec![
+            let mut cells = vec![
                 cell(&row.scenario),
                 cell(count(row.flows as f64)),
                 cell(&row.size),
@@ -121,7 +125,12 @@ fn pipeline(report: &pipeline::Report) -> Result<Markup, PerfError> {
                 bound(row.cost.total_ns.median, row.target_ns),
                 cell(format!("{:.1}", row.cost.mpps)),
                 cell(instructions),
-            ]
+            ];
+            if counted {
+                let cycles = row.cycles.map(|cycles| whole(cycles.total.median));
+                cells.push(cell(cycles.unwrap_or_else(|| "-".to_owned())));
+            }
+            cells
         })
         .collect();
     Ok(html! {
