@@ -11,7 +11,7 @@ RUST_WANTED=1.95
 usage() {
   cat <<'TEXT'
 usage: install-deps.sh [--test] [--peers] [--check]
-  --test    also what the tests use (Open vSwitch, scapy, valgrind, shellcheck, ...)
+  --test    also what the tests use (Open vSwitch, scapy, valgrind, strace, shellcheck, ...)
   --peers   also what `overlane-perf compare` compares with (DPDK, Open vSwitch with it, iptables, ...)
   --check   install nothing; list what is missing and fail if anything is
 TEXT
@@ -22,8 +22,10 @@ BUILD=(gcc clang llvm libclang-dev libelf-dev libpcap-dev zlib1g-dev libc6-dev
 RUN=(iproute2 ethtool iputils-ping procps util-linux jq tshark iperf3 socat curl python3
   dnsmasq-base bind9-dnsutils)
 TEST=(bpftool tcpdump iputils-arping ndisc6 netcat-openbsd openvswitch-switch nftables python3-scapy
-  valgrind shellcheck)
-PEERS=(dpdk-dev openvswitch-switch openvswitch-switch-dpdk iptables ipvsadm nftables python3-scapy jq)
+  valgrind strace shellcheck)
+# valgrind: the page of overlane-perf report shows instructions.
+PEERS=(dpdk-dev openvswitch-switch openvswitch-switch-dpdk iptables ipvsadm nftables python3-scapy jq
+  valgrind)
 # Of these packages, services that nobody wants to be started, now or with the machine.
 SERVICES=(openvswitch-switch ipvsadm dpdk)
 
@@ -42,22 +44,34 @@ missing() {
   done
 }
 
+LISTS_ARE_FRESH=no
 refresh_lists() {
+  [ "$LISTS_ARE_FRESH" = no ] || return 0
+  LISTS_ARE_FRESH=yes
   say "refreshing the package lists"
   apt-get update -qq || die "apt-get update failed: is the network reachable, and are the sources in /etc/apt right?"
 }
 
-# The package lists may be absent or old: refresh them only if something cannot be found.
+# The package lists may be absent, or so old that they name versions that are gone: refresh them only if
+# something cannot be found or fetched. What packages say while they are installed is shown on failure only.
 install_packages() {
   local -x DEBIAN_FRONTEND=noninteractive
-  if ! apt-get install -y --no-install-recommends --dry-run "$@" > /dev/null 2>&1; then
-    refresh_lists
-  fi
+  local log
+  if ! apt_install --dry-run "$@" > /dev/null 2>&1; then refresh_lists; fi
+  log=$(mktemp /tmp/overlane-deps.XXXXXX)
   start_nothing
-  apt-get install -y -qq --no-install-recommends "$@" > /dev/null ||
-    die "apt-get could not install: $*"
+  if ! apt_install "$@" > "$log" 2>&1; then
+    refresh_lists
+    if ! apt_install "$@" > "$log" 2>&1; then
+      tail -n 30 "$log" >&2
+      die "apt-get could not install: $*; all that it said: $log"
+    fi
+  fi
+  rm -f "$log"
   disable_services "$@"
 }
+
+apt_install() { apt-get install -y -qq --no-install-recommends "$@"; }
 
 # start_nothing: as long as this script runs no package starts a service; Debian's own way to say so.
 POLICY=/usr/sbin/policy-rc.d
