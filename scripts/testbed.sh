@@ -36,7 +36,7 @@ options of up:
   --vni N                           VNI of the cluster's network (1)
   --tunnel-port N                   UDP port of the tunnel (that of the mode)
   --mtu N                           MTU of the underlay, bytes (1500)
-  --transmit af-xdp|program         how dataplanes send to veths (the dataplane's default)
+  --transmit auto|af-xdp|program    how dataplanes send to veths (auto)
   --no-coalesce                     dataplanes send packet by packet, never segments together
   --log LEVEL                       the dataplanes' log level
   --announce                        load balancers' addresses of the node network are answered for
@@ -84,7 +84,7 @@ parse_options() {
       --workers) number "$1" "$2" 1 64; WORKERS=$2 ;;
       --nodes) number "$1" "$2" 1 "$MAX_NODES"; NODES=$2 ;;
       --pods) number "$1" "$2" 0 "$MAX_PODS"; PODS=$2 ;;
-      --transmit) one_of "$1" "$2" af-xdp program; TRANSMIT=$2 ;;
+      --transmit) one_of "$1" "$2" auto af-xdp program; TRANSMIT=$2 ;;
       --polling) one_of "$1" "$2" busy adaptive; POLLING=$2 ;;
       --vni) number "$1" "$2" 0 16777215; VNI=$2 ;;
       --tunnel-port) number "$1" "$2" 1 65535; TUNNEL_PORT=$2 ;;

@@ -15,6 +15,7 @@
 
 struct ovl_slot {
 	__u32 interface;
+	/* Bytes; 0 after the run when the frame was refused. */
 	__u32 length;
 	__u8 bytes[OVL_FRAME];
 };
@@ -56,10 +57,13 @@ static long send_one(__u32 number, struct ovl_run *run)
 	if (length < OVL_SHORTEST || length > OVL_FRAME ||
 	    (run->skb->len != length && bpf_skb_change_tail(run->skb, length, 0)) ||
 	    bpf_skb_store_bytes(run->skb, 0, slot->bytes, length, 0) ||
-	    bpf_clone_redirect(run->skb, slot->interface, 0))
+	    bpf_clone_redirect(run->skb, slot->interface, 0)) {
 		run->burst->refused++;
-	else
+		/* So the thread finds which. */
+		slot->length = 0;
+	} else {
 		run->burst->sent++;
+	}
 	return 0;
 }
 

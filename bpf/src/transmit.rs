@@ -32,6 +32,7 @@ const SHORTEST_RUN: usize = 60;
 #[repr(C)]
 struct Slot {
     interface: u32,
+    /// Bytes; 0 after the run when the frame was refused.
     length: u32,
     bytes: [u8; FRAME],
 }
@@ -64,6 +65,8 @@ pub struct Transmitter {
     program: OwnedFd,
     burst: NonNull<Burst>,
     staged: usize,
+    /// Frames of the last [`Transmitter::send`], if some were refused and may not have been asked for.
+    asked: usize,
     /// Length of the longest staged frame, bytes.
     longest: usize,
 }
@@ -87,7 +90,7 @@ impl Transmitter {
             action: "mapping it".to_owned(),
             source: source.into(),
         })?;
-        Ok(Self { program, burst, staged: 0, longest: 0 })
+        Ok(Self { program, burst, staged: 0, asked: 0, longest: 0 })
     }
 
     /// Puts a frame, from its Ethernet header on, behind those that wait; it will leave by the
@@ -118,15 +121,17 @@ impl Transmitter {
         self.staged
     }
 
-    /// Sends what is staged; none of it waits any more, whatever happens. Does nothing when nothing
-    /// is.
+    /// Sends what is staged; none of it waits any more, whatever happens. Says how many frames were
+    /// refused, which [`Transmitter::take_refused`] knows more of. Does nothing when nothing is staged.
     ///
     /// # Errors
     /// [`BpfError::TestRun`]: the kernel does not run the program, nothing was sent.
-    pub fn send(&mut self) -> Result<(), BpfError> {
+    pub fn send(&mut self) -> Result<u64, BpfError> {
+        self.asked = 0;
         if self.staged == 0 {
-            return Ok(());
+            return Ok(0);
         }
+        let before = self.transmitted().refused;
         #[allow(clippy::cast_possible_truncation)] // At most 256 frames, 2040 bytes.
         let (count, length) = (
             mem::take(&mut self.staged) as u32,
@@ -153,7 +158,26 @@ impl Transmitter {
             let source = io::Error::from_raw_os_error(-result);
             return Err(BpfError::TestRun { length: length as usize, source });
         }
-        Ok(())
+        let refused = self.transmitted().refused - before;
+        if refused > 0 {
+            self.asked = count as usize;
+        }
+        Ok(refused)
+    }
+
+    /// How many frames of the last [`Transmitter::send`] the interface with that index refused: it is
+    /// gone, down or full, or memory is short. Each is told once.
+    pub fn take_refused(&mut self, interface: u32) -> u64 {
+        // SAFETY: as in `stage`.
+        let burst = unsafe { self.burst.as_mut() };
+        let slots = burst.slots[..self.asked].iter_mut();
+        let refused = slots.filter(|slot| slot.interface == interface && slot.length == 0);
+        let mut count = 0;
+        for slot in refused {
+            slot.interface = 0; // No interface has this index.
+            count += 1;
+        }
+        count
     }
 
     /// How sending went so far.

@@ -177,9 +177,15 @@ fn what_no_interface_takes_is_counted_and_the_others_leave() {
         for (index, bytes) in burst.iter().chain([&(up, frame(4, 60))]) {
             assert!(transmitter.stage(*index, bytes));
         }
-        transmitter.send().unwrap();
+        assert_eq!(transmitter.send().unwrap(), 3);
         assert_eq!(transmitter.transmitted(), Transmitted { sent: 2, refused: 3 });
-        let marks: Vec<u8> = arrived(&receiver, 2).iter().map(|(_, bytes)| bytes[59]).collect();
-        assert_eq!(marks, [1, 4]);
+        let asked = [up, down, 9999, up, 1].map(|index| transmitter.take_refused(index));
+        assert_eq!(asked, [1, 1, 1, 0, 0], "each is told once, of its own interface");
+        assert!(transmitter.stage(down, &frame(5, 60)) && transmitter.stage(up, &frame(6, 60)));
+        assert_eq!((transmitter.send().unwrap(), transmitter.take_refused(up)), (1, 0));
+        assert_eq!(transmitter.send().unwrap(), 0);
+        assert_eq!(transmitter.take_refused(down), 0, "that was the send before");
+        let marks: Vec<u8> = arrived(&receiver, 3).iter().map(|(_, bytes)| bytes[59]).collect();
+        assert_eq!(marks, [1, 4, 6]);
     });
 }

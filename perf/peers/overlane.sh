@@ -107,7 +107,7 @@ peer_up() {
   config "$1" "$2" > "$RUN/node.yaml"
   manifests > "$RUN/manifests/cluster.yaml"
   start dataplane "$(program overlane-dataplane)" --socket "$DATAPLANE" --workers 1 --cpus "$WORKER_CPU" --polling busy \
-    --transmit "${OVERLANE_TRANSMIT:-af-xdp}"
+    --transmit "${OVERLANE_TRANSMIT:-auto}"
   start control "$(program overlane-control)" --socket "$CONTROL" --config "$RUN/node.yaml" \
     --manifests "$RUN/manifests" --dataplane-socket "$DATAPLANE"
   if ! wait_until 15 ready; then

@@ -236,6 +236,7 @@ impl Station {
             rx_fill_ring_empty: now.rx_fill_ring_empty - before.rx_fill_ring_empty,
             rx_invalid: now.rx_invalid - before.rx_invalid,
             tx_invalid: now.tx_invalid - before.tx_invalid,
+            tx_dropped: now.tx_dropped - before.tx_dropped,
         }
     }
 

@@ -21,6 +21,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// `busy` or `adaptive`.
     pub polling: String,
+    /// How bursts are sent to veths with one queue: `af-xdp` or `program`.
+    #[serde(default)]
+    pub transmit: String,
     /// This node; absent until control has said.
     pub node: Option<NodeSummary>,
     /// Generation of the tables in force.
@@ -137,7 +140,8 @@ pub struct PortStatus {
     pub rx_packets: u64,
     /// Frames sent.
     pub tx_packets: u64,
-    /// Drops that the kernel counted on this socket, by XDP_STATISTICS field.
+    /// Drops of the kernel here, by XDP_STATISTICS field of the socket; `tx_dropped`: frames that the device
+    /// did not take.
     pub kernel_drops: BTreeMap<String, u64>,
 }
 

@@ -34,9 +34,9 @@ fn screen(report: &DropReport) -> String {
         for (counter, count) in &report.kernel {
             rows.add_row([counter, &count.to_string()]);
         }
-        section(&mut screen, "Kernel (AF_XDP sockets)", &rows);
+        section(&mut screen, "Kernel (sockets and devices of the ports)", &rows);
     } else {
-        screen.push_str("The kernel's AF_XDP sockets dropped nothing.\n");
+        screen.push_str("The kernel dropped nothing at the ports.\n");
     }
     screen
 }

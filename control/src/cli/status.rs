@@ -68,11 +68,12 @@ fn screen(status: &Status, control: Result<&ControlStatus, &str>) -> String {
 
 fn head(status: &Status) -> String {
     let mut head = format!(
-        "Dataplane {}, pid {}, up {}, polling {}, generation {}\n",
+        "Dataplane {}, pid {}, up {}, polling {}, sending by {}, generation {}\n",
         status.version,
         status.pid,
         duration(status.uptime_s),
         status.polling,
+        status.transmit,
         status.generation
     );
     let _ = match &status.node {

@@ -12,8 +12,8 @@ pub use crate::packet::vector::VECTOR;
 pub mod af_xdp;
 pub mod memory;
 
-/// Drops that the kernel counted on one AF_XDP socket since it was opened
-/// (`struct xdp_statistics`), packets.
+/// Drops of the kernel at one port since it was opened, packets: what it counted on the AF_XDP socket
+/// (`struct xdp_statistics`), and what it said when it was to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KernelDrops {
     /// Longer than a frame, or no free frame was on the fill ring (copy mode).
@@ -26,6 +26,8 @@ pub struct KernelDrops {
     pub rx_invalid: u64,
     /// Descriptors of ours on the TX ring that the kernel refused; must stay 0.
     pub tx_invalid: u64,
+    /// The device did not take the frame: it is down, full (a veth: its peer takes no more) or gone.
+    pub tx_dropped: u64,
 }
 
 /// One device queue, owned by one worker.
@@ -58,6 +60,9 @@ pub trait Port {
     /// Moves the frames that wait into `burst`, if it has room for all of them, and their chunks back into
     /// `pool`.
     fn stage(&mut self, _burst: &mut Burst, _pool: &mut FramePool) {}
+
+    /// Counts what this port staged and `burst` could not send, once that is known.
+    fn learn_refused(&mut self, _burst: &mut Burst) {}
 
     /// Makes the kernel send what is on the TX ring; takes no time when nothing is.
     fn flush(&mut self);

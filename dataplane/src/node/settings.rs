@@ -25,10 +25,13 @@ pub enum Polling {
 /// How frames are sent to devices that are used with copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Transmit {
-    /// By each port's AF_XDP socket.
+    /// By a program on kernels from 6.11 on, by AF_XDP on older ones, where a program's gain is not known.
     #[default]
+    Auto,
+    /// By each port's AF_XDP socket.
     AfXdp,
-    /// By a BPF program, the frames of all ports in one call: less work for veths.
+    /// Bursts by a BPF program, the frames of all ports in one call: less work for veths. What comes singly
+    /// goes by each port's socket.
     Program,
 }
 
@@ -44,6 +47,7 @@ impl std::fmt::Display for Polling {
 impl std::fmt::Display for Transmit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Auto => "auto",
             Self::AfXdp => "af-xdp",
             Self::Program => "program",
         })
@@ -270,7 +274,7 @@ impl Settings {
     ) -> OpenPort<'a> {
         OpenPort {
             coalesce: if self.coalesce { coalesce } else { Coalesce::Nothing },
-            in_bursts: takes_bursts && self.transmit == Transmit::Program,
+            in_bursts: takes_bursts && self.transmit != Transmit::AfXdp,
             ..options
         }
     }
@@ -344,6 +348,7 @@ mod tests {
         assert_eq!(settings.polling, Polling::Adaptive);
         assert_eq!((settings.max_endpoints, settings.memory_budget_bytes), (250, 512 << 20));
         assert_eq!(settings.time_every, 16);
+        assert_eq!(settings.transmit, Transmit::Auto);
         assert_eq!((settings.group, settings.log.as_str()), (None, "info"));
     }
 
@@ -363,6 +368,8 @@ mod tests {
             "64",
             "--time-vectors",
             "0",
+            "--transmit",
+            "af-xdp",
             "--group",
             "wheel",
             "--log",
@@ -373,6 +380,7 @@ mod tests {
         assert_eq!(settings.polling, Polling::Busy);
         assert_eq!((settings.max_endpoints, settings.memory_budget_bytes), (3, 64 << 20));
         assert_eq!(settings.time_every, 0);
+        assert_eq!(settings.transmit, Transmit::AfXdp);
         assert_eq!(settings.group.as_deref(), Some("wheel"));
     }
 

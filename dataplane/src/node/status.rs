@@ -25,6 +25,7 @@ impl Process {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             polling: self.settings.polling.to_string(),
+            transmit: self.workers.transmit().to_string(),
             node: self.compiler.node().map(|node| NodeSummary {
                 name: node.name.clone(),
                 mode: node.mode,
@@ -202,7 +203,8 @@ fn dropped(counters: &Counters) -> BTreeMap<String, u64> {
     DropReason::ALL.iter().map(of).filter(|(_, count)| *count > 0).collect()
 }
 
-/// The kernel's counters by the names of `struct xdp_statistics`; those that counted anything.
+/// The kernel's counters by the names of `struct xdp_statistics`, and `tx_dropped`; those that counted
+/// anything.
 fn kernel_drops(drops: &KernelDrops) -> BTreeMap<String, u64> {
     let named = [
         ("rx_dropped", drops.rx_dropped),
@@ -210,6 +212,7 @@ fn kernel_drops(drops: &KernelDrops) -> BTreeMap<String, u64> {
         ("rx_fill_ring_empty_descs", drops.rx_fill_ring_empty),
         ("rx_invalid_descs", drops.rx_invalid),
         ("tx_invalid_descs", drops.tx_invalid),
+        ("tx_dropped", drops.tx_dropped),
     ];
     let counted = named.into_iter().filter(|(_, count)| *count > 0);
     counted.map(|(name, count)| (name.to_owned(), count)).collect()

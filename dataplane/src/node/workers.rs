@@ -46,6 +46,20 @@ pub struct Workers {
     handles: Vec<Handle>,
     bells: Arc<[Bell]>,
     notices: Receiver<Notice>,
+    transmit: Transmit,
+}
+
+/// A burst for each worker, or none at all.
+fn load_bursts(settings: &Settings) -> std::io::Result<Vec<Burst>> {
+    let load = || (0..settings.workers()).map(|_| Burst::load()).collect::<Result<Vec<_>, _>>();
+    match settings.transmit {
+        Transmit::Program => load().map_err(std::io::Error::other),
+        Transmit::Auto if Burst::pays() => Ok(load().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no bursts by a BPF program; each port sends by itself");
+            Vec::new()
+        })),
+        Transmit::Auto | Transmit::AfXdp => Ok(Vec::new()),
+    }
 }
 
 /// How long a worker may take to look at other flow tables.
@@ -68,7 +82,9 @@ impl Workers {
         let (notice_sender, notices) = bounded(NOTICES);
         let lanes = Lanes::between(settings.workers())?;
         let bells = lanes.first().map(|lanes| lanes.bells.clone()).unwrap_or_else(|| [].into());
-        let mut workers = Self { handles: Vec::new(), bells, notices };
+        let mut bursts = load_bursts(settings)?;
+        let transmit = if bursts.is_empty() { Transmit::AfXdp } else { Transmit::Program };
+        let mut workers = Self { handles: Vec::new(), bells, notices, transmit };
         for ((number, lanes), cpu) in (0_u8..).zip(lanes).zip(&settings.worker_cpus) {
             let (commands, receiver) = unbounded();
             let published = Published::new();
@@ -85,8 +101,8 @@ impl Workers {
                 notices: notice_sender.clone(),
             });
             worker.time_vectors(settings.time_every);
-            if settings.transmit == Transmit::Program {
-                worker.send_in_bursts(Burst::load().map_err(std::io::Error::other)?);
+            if let Some(burst) = bursts.pop() {
+                worker.send_in_bursts(burst);
             }
             let cpu = *cpu;
             let thread = std::thread::Builder::new()
@@ -103,6 +119,12 @@ impl Workers {
     #[must_use]
     pub fn len(&self) -> usize {
         self.handles.len()
+    }
+
+    /// How they send to veths with one queue: never [`Transmit::Auto`].
+    #[must_use]
+    pub fn transmit(&self) -> Transmit {
+        self.transmit
     }
 
     /// Is there none?

@@ -26,7 +26,7 @@ pub struct PortCounts {
     pub held: u64,
 }
 
-const FIELDS: usize = 9;
+const FIELDS: usize = 10;
 
 /// A port's counters as published: written by its worker, read by anybody.
 #[derive(Debug, Clone, Default)]
@@ -47,8 +47,9 @@ impl PortView {
                 rx_fill_ring_empty: field(5),
                 rx_invalid: field(6),
                 tx_invalid: field(7),
+                tx_dropped: field(8),
             },
-            held: field(8),
+            held: field(9),
         }
     }
 
@@ -63,6 +64,7 @@ impl PortView {
             kernel.rx_fill_ring_empty,
             kernel.rx_invalid,
             kernel.tx_invalid,
+            kernel.tx_dropped,
             counts.held,
         ];
         for (place, value) in self.0.iter().zip(values) {

@@ -432,7 +432,9 @@ impl<P: Port> Worker<P> {
                 slot.port.stage(burst, pool);
             }
         }
-        burst.send();
+        if burst.send() > 0 {
+            self.slots.iter_mut().flatten().for_each(|slot| slot.port.learn_refused(burst));
+        }
     }
 
     /// Kicks what was sent, wakes who was given something, takes back what has been sent.

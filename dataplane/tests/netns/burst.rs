@@ -44,7 +44,7 @@ fn frames_of_all_ports_leave_together_in_order_and_their_chunks_are_back_at_once
         senders.iter_mut().for_each(|sender| sender.stage(&mut burst, &mut pool));
         assert_eq!(senders.each_ref().map(AfXdpPort::waiting), [0, 0]);
         assert_eq!((pool.len(), senders[0].held()), (free, 0), "the frames were copied");
-        burst.send();
+        assert_eq!(burst.send(), 0);
         for (receiver, port) in receivers.iter_mut().zip(0..) {
             let frames = receiver.receive(&mut pool, 21);
             assert_eq!(frames[0].bytes(), packet(100, port));
@@ -69,7 +69,9 @@ fn frames_of_all_ports_leave_together_in_order_and_their_chunks_are_back_at_once
         sender.send(frame).unwrap();
         sender.stage(&mut burst, &mut pool);
     }
-    burst.send();
+    assert_eq!(burst.send(), 1);
+    senders.iter_mut().for_each(|sender| sender.learn_refused(&mut burst));
+    assert_eq!(senders.each_ref().map(|sender| sender.kernel_drops().tx_dropped), [1, 0]);
     let frame = receivers[1].receive(&mut pool, 1).remove(0);
     assert_eq!(frame.bytes(), packet(80, 6));
     pool.give(frame);

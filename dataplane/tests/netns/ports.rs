@@ -278,6 +278,7 @@ fn frames_for_a_peer_that_is_down_are_counted_and_come_back() {
         assert!(Instant::now() < give_up, "{} are stuck", source.held());
     }
     assert_eq!(source.tx_counters().dropped_by_device, 20);
+    assert_eq!(source.kernel_drops().tx_dropped, 20);
     close_all(&umem, pool, vec![source]);
 }
 

@@ -112,7 +112,7 @@ pub struct TxCounters {
     pub again: u64,
     /// Flushes that gave up for now because the device took nothing.
     pub stalls: u64,
-    /// Frames that the device dropped: it is down, or its peer is (EBUSY).
+    /// Frames that the device did not take: it or its peer is down, or full (EBUSY).
     pub dropped_by_device: u64,
     /// Calls refused because the device is down or gone, or memory is short.
     pub refused: u64,
@@ -467,11 +467,17 @@ impl Port for AfXdpPort {
             self.on_tx -= 1;
             frame.set_range(start, len);
             if !burst.stage(interface, frame.bytes()) {
-                self.counters.refused += 1;
+                self.counters.dropped_by_device += 1;
             }
             pool.give(frame);
         }
         self.tx.forget();
+    }
+
+    fn learn_refused(&mut self, burst: &mut Burst) {
+        if let Some(interface) = self.burst_by {
+            self.counters.dropped_by_device += burst.take_refused(interface);
+        }
     }
 
     #[inline]
@@ -499,6 +505,7 @@ impl Port for AfXdpPort {
     }
 
     fn kernel_drops(&self) -> KernelDrops {
+        let tx_dropped = self.counters.dropped_by_device;
         match self.queues.rx.fd().xdp_statistics() {
             Ok(s) => KernelDrops {
                 rx_dropped: s.rx_dropped(),
@@ -506,9 +513,10 @@ impl Port for AfXdpPort {
                 rx_fill_ring_empty: s.rx_fill_ring_empty_descs(),
                 rx_invalid: s.rx_invalid_descs(),
                 tx_invalid: s.tx_invalid_descs(),
+                tx_dropped,
             },
             // Only a socket that is no AF_XDP socket has none.
-            Err(_) => KernelDrops::default(),
+            Err(_) => KernelDrops { tx_dropped, ..KernelDrops::default() },
         }
     }
 
