@@ -2,8 +2,9 @@
 //! moment in which the kernel has been given all that they led to. What a packet waits for before that, on
 //! the RX ring, is not in it.
 //!
-//! Every N-th vector is timed, so that a packet of a busy worker and one of an idle worker are as likely
-//! to be counted; all packets of a vector that leave count alike, with the time of the last. Those that go
+//! One vector in N is timed, so that a packet of a busy worker and one of an idle worker are as likely
+//! to be counted; which one is drawn, for vectors come in patterns: with a flow and its answers in turn,
+//! every sixteenth would be of the same side for good; all packets of a vector that leave count alike, with the time of the last. Those that go
 //! to another worker take the time of their arrival along and are counted there.
 
 use arrayvec::ArrayVec;
@@ -36,6 +37,8 @@ pub(super) struct Stopwatch {
     every: u32,
     /// Vectors until the next one that is timed.
     until: u32,
+    /// Where the draws are; never 0.
+    drawn: u32,
     /// When the vector under way was received, modulo 2^32 ns; 0: it is not timed.
     pub(super) received_ns: u32,
     /// Vectors whose packets are on TX rings: where they came from, when, and how many have left.
@@ -68,6 +71,7 @@ impl Stopwatch {
             clock: Box::new(monotonic_ns),
             every: EVERY,
             until: EVERY,
+            drawn: 0x9e37_79b9,
             received_ns: 0,
             leaving: ArrayVec::new(),
             handed: ArrayVec::new(),
@@ -84,13 +88,23 @@ impl Stopwatch {
     #[cold]
     #[allow(clippy::cast_possible_truncation, reason = "the lower half is meant")]
     fn start_now(&mut self, counters: &Counters) -> Option<Started> {
-        self.until = self.every;
         if self.every == 0 {
+            self.until = 0;
             return None;
         }
+        self.until = self.draw();
         let at_ns = (self.clock)();
         self.received_ns = (at_ns as u32).max(1);
         Some(Started { at_ns, left: left(counters) })
+    }
+
+    /// From 1 to twice `every` less 1, as likely each: `every` in the mean.
+    fn draw(&mut self) -> u32 {
+        // Marsaglia's xorshift: never 0 but from 0.
+        self.drawn ^= self.drawn << 13;
+        self.drawn ^= self.drawn >> 17;
+        self.drawn ^= self.drawn << 5;
+        1 + self.drawn % self.every.saturating_mul(2).saturating_sub(1)
     }
 
     /// A vector was processed that is timed.
@@ -141,7 +155,7 @@ impl Stopwatch {
 }
 
 impl<P: Port> Worker<P> {
-    /// From now on every so many vectors one is timed; 0: none.
+    /// From now on one vector in so many is timed, in the mean; 0: none.
     pub fn time_vectors(&mut self, every: u32) {
         self.stopwatch.every = every;
         self.stopwatch.until = every;
