@@ -14,7 +14,7 @@
 
 use overlane_api::WorkerId;
 
-use super::{Context, keys};
+use super::Context;
 use crate::flow::flows::Flows;
 use crate::flow::fragments::{FragmentKey, FragmentMap, FragmentPorts};
 use crate::packet::drop::DropReason;
@@ -25,8 +25,7 @@ use crate::packet::verdict::Verdict;
 use crate::wire::ipv6::FragmentInfo;
 use crate::wire::{ethernet, icmpv4, peek, protocol, sctp, tcp, udp};
 
-/// Remembers a first fragment; gives a later one the ports of its first. A whole packet with a fragment
-/// header (RFC 6946) is a fragment no more.
+/// Remembers a first fragment; gives a later one the ports of its first.
 ///
 /// # Errors
 /// It waits for the first one of its packet, or it is dropped.
@@ -35,15 +34,6 @@ use crate::wire::{ethernet, icmpv4, peek, protocol, sctp, tcp, udp};
 pub fn step(frame: &Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<(), Verdict> {
     let malformed = Verdict::Drop(DropReason::BadIpHeader);
     let info = info(frame, meta).ok_or(malformed)?;
-    if !info.is_fragment() {
-        meta.is_fragment = false;
-        // Until now it was that of a fragment, which has no ports.
-        meta.hash = match meta.kind {
-            Kind::Ipv4 => cx.flows.hash.of(&keys::key_v4(meta)),
-            _ => cx.flows.hash.of(&keys::key_v6(frame, meta)),
-        };
-        return Ok(());
-    }
     if is_too_short(meta, &info) {
         return Err(Verdict::Drop(DropReason::FragmentTooShort));
     }

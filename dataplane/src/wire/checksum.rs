@@ -274,7 +274,7 @@ pub fn verify_l4(packet: &[u8]) -> Result<L4Checksum, ParseError> {
     if packet.first().is_some_and(|byte| byte >> 4 == 6) {
         let ip = Ipv6::parse(packet)?;
         let upper = ip.upper_layer()?;
-        if upper.fragment.is_some_and(|fragment| fragment.is_fragment()) {
+        if upper.is_fragment() {
             return Ok(L4Checksum::NotChecked);
         }
         let segment = packet.get(upper.offset..ip.packet_len()).unwrap_or_default();

@@ -216,6 +216,22 @@ pub struct UpperLayer {
     pub fragment: Option<FragmentInfo>,
 }
 
+impl UpperLayer {
+    /// Is the packet a part of another one? See [`FragmentInfo::is_fragment`].
+    #[inline]
+    #[must_use]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment.is_some_and(|fragment| fragment.is_fragment())
+    }
+
+    /// Is the upper layer's header there? It is in all packets but later fragments.
+    #[inline]
+    #[must_use]
+    pub fn has_header(&self) -> bool {
+        !self.fragment.is_some_and(|fragment| fragment.is_later_fragment())
+    }
+}
+
 /// The fields of a fragment header (RFC 8200 section 4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FragmentInfo {

@@ -136,6 +136,15 @@ fn later_fragment_ends_the_walk() {
 fn atomic_fragment_is_no_fragment() {
     let upper = upper_layer(protocol::FRAGMENT, &[protocol::UDP, 0, 0, 0x06, 0, 0, 0, 1]).unwrap();
     assert!(!upper.fragment.unwrap().is_fragment(), "the two reserved bits say nothing");
+    assert!(!upper.is_fragment() && upper.has_header());
+    let bare = upper_layer(protocol::UDP, &[]).unwrap();
+    assert!(!bare.is_fragment() && bare.has_header());
+    for (field, has_header) in [([0, 1], true), ([0, 8], false), ([0, 9], false)] {
+        let bytes = [protocol::UDP, 0, field[0], field[1], 0, 0, 0, 1];
+        let upper = upper_layer(protocol::FRAGMENT, &bytes).unwrap();
+        assert!(upper.is_fragment(), "{field:?}");
+        assert_eq!(upper.has_header(), has_header, "{field:?}");
+    }
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub fn of_v6(message: &[u8], pseudo: u64) -> Option<Quote<u128>> {
     }
     let ip = Ipv6::parse_quoted(icmp.payload()).ok()?;
     let upper = ip.upper_layer().ok()?;
-    if upper.fragment.is_some_and(|fragment| fragment.offset != 0) {
+    if !upper.has_header() {
         return None;
     }
     let l4 = QUOTE + upper.offset;

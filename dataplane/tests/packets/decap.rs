@@ -332,15 +332,20 @@ fn damaged_outer_headers() {
 }
 
 #[test]
-fn an_outer_ipv6_fragment_is_dropped() {
+fn an_outer_ipv6_fragment_is_dropped_and_a_whole_packet_with_its_header_is_not() {
     for (mode, underlay) in TUNNELS.into_iter().filter(|(_, u)| *u == Underlay::Ipv6) {
         let mut bed = Bed::new(mode, underlay);
         let tunnel = Tunnel::from_peer(1, mode, underlay);
-        let outer = tunnel.outer(&incoming(0).frame(between(1, 0)));
-        // A fragment header: next header UDP, offset 0, more to come.
-        let body = [&[17, 0, 0, 1, 0, 0, 0, 9][..], &outer.ip()[40..]].concat();
-        let fragment = Packet { body: Body::Raw(44, body), ..outer };
-        bed.drops(&UPLINK, &fragment.frame(tunnel.macs), "outer_fragment");
+        let sent = incoming(0);
+        let outer = tunnel.outer(&sent.frame(between(1, 0)));
+        // A fragment header: next header UDP, offset 0, and whether there is more to come.
+        let with_header = |more: u8| {
+            let body = [&[17, 0, 0, more, 0, 0, 0, 9][..], &outer.ip()[40..]].concat();
+            Packet { body: Body::Raw(44, body), ..outer.clone() }.frame(tunnel.macs)
+        };
+        bed.drops(&UPLINK, &with_header(1), "outer_fragment");
+        // RFC 6946.
+        bed.step(&UPLINK, &with_header(0), &delivered(&sent), FORWARDED);
         bed.close();
     }
 }

@@ -134,15 +134,14 @@ fn outer_v6(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<
     let upper = ip.upper_layer().map_err(|error| Verdict::Drop(outer_reason(&error)))?;
     let packet_len = ip.packet_len() as u16;
     let payload = ip.packet().get(upper.offset..).unwrap_or_default();
-    let first = upper.fragment.is_none_or(|fragment| fragment.offset == 0);
-    if upper.protocol == protocol::UDP && first {
+    if upper.protocol == protocol::UDP && upper.has_header() {
         let port = payload.first_chunk::<4>().map_or(0, |p| u16::from_be_bytes([p[2], p[3]]));
-        if node.is_tunnel_port(port) && upper.fragment.is_none() {
+        if node.is_tunnel_port(port) && !upper.is_fragment() {
             meta.kind = Kind::Ipv6;
             return tunnel(meta, port, upper.offset, packet_len, ip.traffic_class());
         }
     }
-    if upper.protocol == protocol::ICMPV6 && first {
+    if upper.protocol == protocol::ICMPV6 && upper.has_header() {
         let pseudo = peek::pseudo_v6(bytes, protocol::ICMPV6, payload.len());
         path_mtu::from_icmpv6(payload, pseudo, cx);
     }

@@ -163,9 +163,9 @@ pub(super) fn parse_v6(bytes: &[u8], meta: &mut Meta, cx: &Context<'_>) -> Resul
     meta.tos = ip.traffic_class();
     meta.ttl = ip.hop_limit();
     meta.dont_fragment = true;
-    meta.is_fragment = upper.fragment.is_some();
+    meta.is_fragment = upper.is_fragment();
     meta.l4 = 0;
-    if upper.fragment.is_none_or(|fragment| fragment.offset == 0) {
+    if upper.has_header() {
         meta.l4 = upper.offset as u16;
         read_ports(meta, ip.packet().get(upper.offset..).unwrap_or_default());
     }
