@@ -21,6 +21,8 @@ set -euo pipefail
 PEERS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/lib/common.sh
 . "$PEERS/../../scripts/lib/common.sh"
+# shellcheck source=scripts/lib/background.sh
+. "$PEERS/../../scripts/lib/background.sh"
 PATH=$PATH:/usr/sbin:/sbin
 
 # Debian's own: it is the one that has scapy.
@@ -94,41 +96,15 @@ node_addresses() {
   ip -n "$NODE_NS" route add default via "$ROUTER_IP"
 }
 
-# since PID: when the process started, in ticks; tells it from a later one of the same number.
-since() { sed 's/.*) //' "/proc/$1/stat" 2> /dev/null | cut -d' ' -f20; }
-
 # start NAME COMMAND...: in the background, in the node's namespace; its log is $RUN/NAME.log.
 start() {
   local name=$1
   shift
-  setsid ip netns exec "$NODE_NS" "$@" < /dev/null > "$RUN/$name.log" 2>&1 8>&- &
-  printf '%s %s\n' "$!" "$(since "$!")" > "$RUN/$name.pid"
-  disown "$!"
+  background "$NODE_NS" "$RUN/$name" "$@"
 }
 
 # running NAME: its process id, if it is still the process that was started.
-running() {
-  local pid began
-  [ -s "$RUN/$1.pid" ] || return 1
-  read -r pid began < "$RUN/$1.pid"
-  [ "$(since "$pid")" = "$began" ] || return 1
-  printf '%s' "$pid"
-}
-
-gone() { ! running "$1" > /dev/null; }
-
-stop() {
-  local pid
-  if pid=$(running "$1"); then
-    kill "$pid" 2> /dev/null || true
-    if ! wait_until 10 gone "$1"; then
-      warn "$1 (process $pid) did not end in 10 s: killed"
-      kill -KILL "$pid" 2> /dev/null || true
-      wait_until 5 gone "$1" || true
-    fi
-  fi
-  rm -f "$RUN/$1.pid"
-}
+running() { background_pid "$RUN/$1"; }
 
 # says NAME TEXT: has it written that? For wait_until; fails at once when it has ended.
 says() {
@@ -142,7 +118,7 @@ bed_down() {
   [ -e "$RUN/bed" ] || return 0
   # All at once: each may take a moment.
   for file in "$RUN"/*.pid; do
-    [ ! -e "$file" ] || { stop "$(basename "$file" .pid)" & stoppers+=("$!"); }
+    [ ! -e "$file" ] || { stop_background "${file%.pid}" "$(basename "$file" .pid)" & stoppers+=("$!"); }
   done
   [ ${#stoppers[@]} = 0 ] || wait "${stoppers[@]}" || true
   for ns in "$POD_NS" "$NODE_NS" "$WIRE_NS"; do

@@ -1,17 +1,11 @@
 # shellcheck shell=bash
 # The two programs of each node: start, stop, find out whether they are ready.
 
-# running PROGRAM NODE: print the process id if the one in the pid file is alive and is ours.
-running() {
-  local file=$RUN_DIR/$2/$1.pid pid
-  [ -s "$file" ] || return 1
-  pid=$(< "$file")
-  [[ $pid =~ ^[0-9]+$ ]] || return 1
-  # The socket's path is on both command lines and names the node.
-  tr '\0' ' ' < "/proc/$pid/cmdline" 2>/dev/null |
-    grep -q -e "overlane-$1 .*--socket $RUN_DIR/$2/$1.sock " || return 1
-  printf '%s' "$pid"
-}
+# shellcheck source=scripts/lib/background.sh
+. "$(dirname "${BASH_SOURCE[0]}")/background.sh"
+
+# running PROGRAM NODE: print the process id if it is still the process that was started.
+running() { background_pid "$RUN_DIR/$2/$1"; }
 
 # launch PROGRAM NODE ARGUMENTS...: start it in the node's namespace, in the background.
 launch() {
@@ -19,10 +13,7 @@ launch() {
   shift 2
   path=$(program "overlane-$what") || return 1
   if running "$what" "$node" >/dev/null; then return 0; fi
-  setsid ip netns exec "$(namespace "$node")" "$path" --socket "$RUN_DIR/$node/$what.sock" "$@" \
-    < /dev/null >> "$RUN_DIR/$node/$what.log" 2>&1 8>&- 9>&- &
-  printf '%s\n' "$!" > "$RUN_DIR/$node/$what.pid"
-  disown "$!"
+  background "$(namespace "$node")" "$RUN_DIR/$node/$what" "$path" --socket "$RUN_DIR/$node/$what.sock" "$@"
 }
 
 # cpus_of NODE: its workers' CPUs, spread so that nodes share a CPU as late as possible.
@@ -54,19 +45,8 @@ start_control() {
     --dataplane-socket "$RUN_DIR/$1/dataplane.sock"
 }
 
-# stop_program PROGRAM NODE [SIGNAL]: end it; by KILL if it does not go in 5 s.
-stop_program() {
-  local pid
-  if pid=$(running "$1" "$2"); then
-    kill "-${3:-TERM}" "$pid" 2>/dev/null || true
-    if ! wait_until 10 all_gone "$pid"; then
-      warn "overlane-$1 of node $2 (process $pid) did not end in 10 s: killed"
-      kill -KILL "$pid" 2>/dev/null || true
-      wait_until 5 all_gone "$pid" || true
-    fi
-  fi
-  rm -f "$RUN_DIR/$2/$1.pid"
-}
+# stop_program PROGRAM NODE [SIGNAL]: end it.
+stop_program() { stop_background "$RUN_DIR/$2/$1" "overlane-$1 of node $2" "${3:-TERM}"; }
 
 overlane_cli() {
   local node=$1
