@@ -39,14 +39,9 @@ pub struct Plan {
 /// What was measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The forwarder.
-    pub peer: String,
-    /// Its job.
-    pub job: String,
-    /// Flows.
-    pub flows: u32,
-    /// Bytes of a frame on the wire, or `imix`.
-    pub size: String,
+    /// The forwarder and its traffic.
+    #[serde(flatten)]
+    pub subject: Subject,
     /// The rate that the parts are of, packets a second through the forwarder.
     pub ndr_pps: f64,
     /// Was it searched in this run?
@@ -114,10 +109,8 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Report, PerfError> {
     }
     bar.finish_and_clear();
     path.close()?;
-    let Subject { peer, job, flows, size } = plan.subject.clone();
-    let (job, size) = (job.name().to_owned(), size.to_string());
-    let ndr_searched = plan.ndr_pps.is_none();
-    Ok(Report { peer, job, flows, size, ndr_pps, ndr_searched, points })
+    let (subject, ndr_searched) = (plan.subject.clone(), plan.ndr_pps.is_none());
+    Ok(Report { subject, ndr_pps, ndr_searched, points })
 }
 
 /// A short search for it.
@@ -212,11 +205,8 @@ impl Report {
         }
         let searched = if self.ndr_searched { "found in this run" } else { "given" };
         format!(
-            "{table}\n{}, {}, {} flows, frames of {}; no-drop rate {:.1} kpps, {searched}",
-            self.peer,
-            self.job,
-            self.flows,
-            self.size,
+            "{table}\n{}; no-drop rate {:.1} kpps, {searched}",
+            self.subject,
             self.ndr_pps / 1e3
         )
     }

@@ -55,14 +55,9 @@ pub struct Plan {
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The forwarder.
-    pub peer: String,
-    /// Its job.
-    pub job: String,
-    /// Flows.
-    pub flows: u32,
-    /// Bytes of a frame on the wire, or `imix`.
-    pub size: String,
+    /// The forwarder and its traffic.
+    #[serde(flatten)]
+    pub subject: Subject,
     /// How it was searched.
     pub method: Method,
     /// Seconds of a trial; of MLR, of one of full length.
@@ -148,12 +143,8 @@ pub fn search<'a>(
         Method::Binary => by_bisection(plan, range, &mut shown)?,
         Method::Mlr => by_mlr(plan, range, &mut shown)?,
     };
-    let Subject { peer, job, flows, size } = plan.subject.clone();
     let report = Report {
-        peer,
-        job: job.name().to_owned(),
-        flows,
-        size: size.to_string(),
+        subject: plan.subject.clone(),
         method: plan.method,
         trial_seconds: plan.trial_seconds,
         sum_seconds: (plan.method == Method::Mlr).then_some(plan.sum_seconds),
@@ -229,12 +220,13 @@ impl Report {
         let mut table =
             listing(["PEER", "JOB", "FLOWS", "SIZE", "LOSS", "KPPS", "RANGE", "+-", "END"]);
         let kpps = |pps: f64| format!("{:.1}", pps / 1e3);
+        let Subject { peer, job, flows, size } = &self.subject;
         for rate in &self.rates {
             table.add_row([
-                self.peer.clone(),
-                self.job.clone(),
-                self.flows.to_string(),
-                self.size.clone(),
+                peer.clone(),
+                job.to_string(),
+                flows.to_string(),
+                size.to_string(),
                 name_of(rate.loss_ratio),
                 rate.pps.map_or("-".into(), kpps),
                 rate.range_pps.map_or("-".into(), |(a, b)| format!("{}-{}", kpps(a), kpps(b))),

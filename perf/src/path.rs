@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use overlane_dataplane::io::af_xdp::Umem;
+use serde::{Deserialize, Serialize};
 
 use crate::bed::{Aim, Bed, Job, OTHER_CPU, POD, Scripts, WIRE, on_a_thread};
 use crate::ends::Ends;
@@ -40,8 +41,8 @@ const TRIES: usize = 5;
 /// How often counters are looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// What is measured.
-#[derive(Debug, Clone)]
+/// What is measured: the part of a result that says what it is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     /// The forwarder: the name of its script.
     pub peer: String,
@@ -49,7 +50,8 @@ pub struct Subject {
     pub job: Job,
     /// In how many flows.
     pub flows: u32,
-    /// With frames of that size.
+    /// With frames of that size: bytes on the wire, or `imix`.
+    #[serde(with = "crate::text::displayed")]
     pub size: Size,
 }
 
@@ -58,6 +60,13 @@ impl Subject {
     #[must_use]
     pub fn traffic(&self, rate: Option<f64>) -> Traffic {
         Traffic { size: self.size, rate, stamp: true, ..self.job.traffic(self.flows) }
+    }
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { peer, job, flows, size } = self;
+        write!(f, "{peer}, {job}, {flows} flows, frames of {size}")
     }
 }
 
@@ -231,4 +240,28 @@ impl Measurer for Path<'_> {
 pub fn start(traffic: &Traffic) -> Result<Running, PerfError> {
     namespace::enter(Some(POD.0))?;
     LiveFrames::start(traffic, POD.1, Some(OTHER_CPU), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_is_written_in_words_and_read_again() {
+        for (size, text) in [(Size::Bytes(64), "64"), (Size::Imix, "imix")] {
+            let peer = "overlane".to_owned();
+            let subject = Subject { peer, job: Job::DnatVxlan, flows: 1000, size };
+            let json = serde_json::to_value(&subject).unwrap();
+            let expected = serde_json::json!({
+                "peer": "overlane", "job": "dnat-vxlan", "flows": 1000, "size": text
+            });
+            assert_eq!(json, expected);
+            assert_eq!(serde_json::from_value::<Subject>(json).unwrap(), subject);
+            let shown = format!("overlane, dnat-vxlan, 1000 flows, frames of {text}");
+            assert_eq!(subject.to_string(), shown);
+        }
+        let wrong = r#"{"peer": "overlane", "job": "snat", "flows": 1, "size": "7"}"#;
+        let error = serde_json::from_str::<Subject>(wrong).unwrap_err().to_string();
+        assert!(error.contains("7 is neither imix"), "{error}");
+    }
 }

@@ -53,12 +53,9 @@ pub struct Look {
 /// How it went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// The forwarder.
-    pub peer: String,
-    /// Its job.
-    pub job: String,
-    /// Flows.
-    pub flows: u32,
+    /// The forwarder and its traffic.
+    #[serde(flatten)]
+    pub subject: Subject,
     /// Packets a second that were asked for.
     pub rate_pps: f64,
     /// All looks, the last one when nothing came any more.
@@ -84,9 +81,8 @@ pub fn run(plan: &Plan, stop: &AtomicBool) -> Result<Report, PerfError> {
     let (looks, latency) = on_a_thread(|| soak(plan, &path, &workers))?;
     let residual = if plan.subject.peer == "overlane" { Some(residual()?) } else { None };
     path.close()?;
-    let Subject { peer, job, flows, .. } = plan.subject.clone();
-    let (job, rate_pps, loss_ratio) = (job.name().to_owned(), plan.rate_pps, plan.loss_ratio);
-    Ok(Report { peer, job, flows, rate_pps, looks, latency, residual, loss_ratio })
+    let Plan { subject, rate_pps, loss_ratio, .. } = plan.clone();
+    Ok(Report { subject, rate_pps, looks, latency, residual, loss_ratio })
 }
 
 fn soak(plan: &Plan, path: &Path<'_>, workers: &[Task]) -> Result<(Vec<Look>, Latency), PerfError> {
@@ -213,11 +209,9 @@ impl Report {
         let faults = self.faults();
         let end = if faults.is_empty() { "all is well".to_owned() } else { faults.join("; ") };
         format!(
-            "{table}\n{}, {}, {} flows, {:.1} kpps; latency p50 {p50:.1}, p99 {p99:.1}, p99.9 {p99_9:.1}, \
+            "{table}\n{}, {:.1} kpps; latency p50 {p50:.1}, p99 {p99:.1}, p99.9 {p99_9:.1}, \
              max {max:.1} us\n{end}",
-            self.peer,
-            self.job,
-            self.flows,
+            self.subject,
             self.rate_pps / 1e3
         )
     }
@@ -226,6 +220,8 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bed::Job;
+    use crate::traffic::Size;
 
     fn report(sent: u64, received: u64, memory: (u64, u64), residual: i64) -> Report {
         let look = |seconds, sent, received, bytes| Look {
@@ -235,9 +231,12 @@ mod tests {
             memory_bytes: Some(bytes),
         };
         Report {
-            peer: "overlane".into(),
-            job: "snat".into(),
-            flows: 1,
+            subject: Subject {
+                peer: "overlane".into(),
+                job: Job::Snat,
+                flows: 1,
+                size: Size::Bytes(64),
+            },
             rate_pps: 1.0,
             looks: vec![look(1.0, 1, 1, memory.0), look(2.0, sent, received, memory.1)],
             latency: Latency::default(),

@@ -326,8 +326,7 @@ fn ndr(report: &ndr::Report) -> Result<Markup, PerfError> {
     let plot = if found { Some(charts::bars(&unit, &[], &bars)?) } else { None };
     Ok(html! {
         p.note {
-            (report.peer) ", " (report.job) ", " (report.flows) " flows, frames of " (report.size)
-            ". The generator alone does " (kilo(report.generator_pps)) " packets a second."
+            (report.subject) ". The generator alone does " (kilo(report.generator_pps)) " packets a second."
         }
         @if let Some(svg) = &plot { (figure(svg, "The rates that were found, with their bounds.")) }
         pre { (report.table()) }
@@ -361,8 +360,7 @@ fn latency(report: &latency::Report) -> Result<Markup, PerfError> {
     let plot = if lines.is_empty() { None } else { Some(charts::lines(&x, &y, true, &lines)?) };
     Ok(html! {
         p.note {
-            (report.peer) ", " (report.job) ", " (report.flows) " flows; parts of "
-            (kilo(report.ndr_pps)) " packets a second. From when a packet was due until it arrived."
+            (report.subject) "; parts of " (kilo(report.ndr_pps)) " packets a second. From when a packet was due until it arrived."
         }
         @if let Some(svg) = &plot { (figure(svg, "Latency by percentile.")) }
         pre { (report.table()) }
