@@ -13,10 +13,10 @@
 #define STAMP_LEN 18
 #define STAMP_MAGIC 0x4f56
 
-/* Log-linear buckets: 64 for each doubling, up to 2^36 ns. `Latencies` of sink.rs has the same. */
+/* Log-linear buckets: 64 for each doubling, up to 2^36 ns. The same as overlane_api::buckets. */
 #define SUB_BITS 6
 #define LONGEST ((1ULL << 36) - 1)
-#define BUCKETS 2048
+#define BUCKETS 1984
 
 /* Are stamps looked at? Set before loading. */
 const volatile __u32 timing = 0;

@@ -12,25 +12,12 @@ use libbpf_rs::{
     ErrorKind, MapCore, MapFlags, MapHandle, TC_EGRESS, TC_INGRESS, TcHook, TcHookBuilder,
 };
 use nix::sched::{CloneFlags, setns};
+use overlane_api::buckets;
 use serde::{Deserialize, Serialize};
 
 use crate::device;
 use crate::error::PerfError;
 use crate::skeleton::sink::SinkSkelBuilder;
-
-/// Buckets of the sink's histogram, as in `bpf/sink.bpf.c`.
-const BUCKETS: u32 = 2048;
-/// Buckets for each doubling: 2 to this.
-const SUB_BITS: u32 = 6;
-/// Longer times count as this long, nanoseconds.
-const LONGEST_NS: u64 = (1 << 36) - 1;
-
-/// The longest time of a bucket, nanoseconds.
-const fn longest_of(bucket: u32) -> u64 {
-    let shift = (bucket >> SUB_BITS).saturating_sub(1);
-    let lead = (bucket - (shift << SUB_BITS)) as u64;
-    ((lead + 1) << shift) - 1
-}
 
 /// The word at `at` of a map's value.
 fn word(value: &[u8], at: usize) -> u64 {
@@ -158,15 +145,15 @@ impl Sink {
     /// # Errors
     /// [`PerfError::Program`]: the kernel does not say. [`PerfError::Refused`]: no memory.
     pub fn latencies(&self) -> Result<Histogram<u64>, PerfError> {
-        let mut all = Histogram::new_with_bounds(1, LONGEST_NS, 3)
+        let mut all = Histogram::new_with_bounds(1, buckets::LONGEST_NS, 3)
             .map_err(|error| PerfError::Refused(error.to_string()))?;
-        for bucket in 0..BUCKETS {
+        for bucket in 0..buckets::COUNT as u32 {
             let read = self.latencies.lookup_percpu(&bucket.to_ne_bytes(), MapFlags::ANY);
             let read =
                 read.map_err(|source| PerfError::Program { action: "read the sink", source })?;
             let count: u64 = read.unwrap_or_default().iter().map(|value| word(value, 0)).sum();
             if count > 0 {
-                all.saturating_record_n(longest_of(bucket).max(1), count);
+                all.saturating_record_n(buckets::longest_of(bucket as usize).max(1), count);
             }
         }
         Ok(all)
@@ -215,15 +202,10 @@ mod tests {
     use crate::traffic::Stamp;
 
     #[test]
-    fn buckets_follow_each_other_and_are_narrow() {
-        assert_eq!(longest_of(0), 0);
-        assert_eq!(longest_of(127), 127);
-        assert_eq!(longest_of(128), 129);
-        for bucket in 128..BUCKETS - 64 {
-            let (shorter, longest) = (longest_of(bucket - 1), longest_of(bucket));
-            assert!(longest > shorter && (longest - shorter) * 64 <= longest, "{bucket}");
-        }
-        assert_eq!(longest_of(29 * 64 + 127), LONGEST_NS);
+    fn the_program_has_all_buckets() {
+        let mut storage = MaybeUninit::uninit();
+        let open = SinkSkelBuilder::default().open(&mut storage).unwrap();
+        assert_eq!(open.maps.latencies.max_entries() as usize, buckets::COUNT);
     }
 
     /// The kernel runs the program on frames whose stamps are of known ages.
@@ -266,7 +248,7 @@ mod tests {
         assert_eq!(latencies.len(), 4);
         for (number, age) in ages.into_iter().enumerate() {
             let found = latencies.value_at_quantile((number as f64 + 0.9) / 4.0) as f64;
-            let age = age.min(LONGEST_NS) as f64;
+            let age = age.min(buckets::LONGEST_NS) as f64;
             // The bucket's width, and what passed until the program looked at the clock.
             assert!((age * 0.98..age * 1.02 + 5e6).contains(&found), "{age}: {found}");
         }

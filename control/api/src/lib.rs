@@ -5,6 +5,7 @@
 //! not occur here; `overlane-control` translates them into these objects.
 
 pub mod announcement;
+pub mod buckets;
 pub mod client;
 pub mod egress;
 pub mod endpoint;

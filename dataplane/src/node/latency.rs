@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use overlane_api::WorkerId;
 use overlane_api::latency::{LatencyBucket, LatencyHistogram, LatencyReport, PacketSource};
+use overlane_api::{WorkerId, buckets};
 
 use super::process::Process;
-use crate::stats::dwell::{Dwell, Side, longest_of};
+use crate::stats::dwell::{Dwell, Side};
 
 /// What was counted when the report was begun anew: workers only count up.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Latency {
                     .map(|(bucket, count)| {
                         let old = before.and_then(|old| old.get(bucket)).copied().unwrap_or(0);
                         let packets = count.wrapping_sub(old);
-                        LatencyBucket { up_to_ns: longest_of(bucket), packets }
+                        LatencyBucket { up_to_ns: buckets::longest_of(bucket), packets }
                     })
                     .filter(|bucket| bucket.packets > 0)
                     .collect();
