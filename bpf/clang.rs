@@ -1,12 +1,30 @@
 //! How the BPF programs are compiled; the build scripts of this crate and of `overlane-perf` share it.
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use libbpf_cargo::SkeletonBuilder;
+
+/// Compiles each `folder/NAME.bpf.c` to `OUT_DIR/NAME.skel.rs`, the Rust code that opens it.
+pub fn compile(folder: &str, names: &[&str]) -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo did not set OUT_DIR")?);
+    for name in names {
+        let source = format!("{folder}/{name}.bpf.c");
+        println!("cargo:rerun-if-changed={source}");
+        SkeletonBuilder::new()
+            .source(&source)
+            .clang_args(arguments())
+            .build_and_generate(out.join(format!("{name}.skel.rs")))
+            .map_err(|source_error| format!("{source}: {source_error:#}"))?;
+    }
+    Ok(())
+}
+
 /// Warnings are errors; `asm/types.h` is where the host's C library keeps it, which clang does
 /// not look for when it compiles for another machine.
-pub fn arguments() -> Vec<OsString> {
+fn arguments() -> Vec<OsString> {
     let mut args: Vec<OsString> =
         ["-Wall", "-Wextra", "-Werror", "-mcpu=v3"].map(Into::into).into();
     if let Some(dir) = asm_headers() {

@@ -1,20 +1,18 @@
 //! Remembers which compiler this is built with, because instruction counts of different ones say
 //! nothing about each other, and from which commit. Compiles the BPF programs of generator and sink.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::{env, error};
-
-use libbpf_cargo::SkeletonBuilder;
 
 #[path = "../bpf/clang.rs"]
 mod clang;
 
-/// Program name (the stem of `bpf/NAME.bpf.c`); the output is `OUT_DIR/NAME.skel.rs`.
+/// Program names (stems of `bpf/NAME.bpf.c`).
 const PROGRAMS: [&str; 2] = ["live", "sink"];
 
 fn main() -> Result<(), Box<dyn error::Error>> {
-    compile_programs()?;
+    println!("cargo:rerun-if-changed=../bpf/clang.rs");
+    clang::compile("bpf", &PROGRAMS)?;
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let version = Command::new(rustc).arg("--version").output().ok();
     let version = version.and_then(|output| String::from_utf8(output.stdout).ok());
@@ -29,21 +27,6 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     );
     println!("cargo:rustc-env=OVERLANE_COMMIT={}", commit().as_deref().unwrap_or("unknown"));
     println!("cargo:rerun-if-changed=build.rs");
-    Ok(())
-}
-
-fn compile_programs() -> Result<(), Box<dyn error::Error>> {
-    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo did not set OUT_DIR")?);
-    println!("cargo:rerun-if-changed=../bpf/clang.rs");
-    for program in PROGRAMS {
-        let source = format!("bpf/{program}.bpf.c");
-        println!("cargo:rerun-if-changed={source}");
-        SkeletonBuilder::new()
-            .source(&source)
-            .clang_args(clang::arguments())
-            .build_and_generate(out.join(format!("{program}.skel.rs")))
-            .map_err(|source_error| format!("{source}: {source_error:#}"))?;
-    }
     Ok(())
 }
 
