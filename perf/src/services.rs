@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use comfy_table::Table;
 use overlane_api::{
-    Algorithm, Backend, BackendState, Change, Forwarding, Frontend, FrontendKind, Object, Protocol,
-    Reject, Scope, Service,
+    Backend, BackendState, Change, Frontend, FrontendKind, Object, Protocol, Scope, Service,
 };
 use overlane_dataplane::io::VECTOR;
 use overlane_dataplane::packet::meta::Target;
@@ -21,6 +20,7 @@ use crate::measure::{Spread, thread_time};
 use crate::rig::Rig;
 use crate::scenario::{Load, Scenario};
 use crate::tables::{Live, Lookup, ROUNDS, batches, resident_bytes};
+use crate::topology::plain_service;
 
 /// The few services that the many are compared with.
 const FEW: usize = 10;
@@ -202,20 +202,9 @@ fn backend(number: usize, v4: bool) -> Backend {
 fn service(number: usize, backends: usize) -> Service {
     let frontend = |address| Frontend { address, port: 80, kind: FrontendKind::ClusterIp };
     let own = |v4| (0..backends).map(move |n| backend(number * MAX_BACKENDS + n, v4));
-    Service {
-        name: format!("load/service-{number}:http"),
-        protocol: Protocol::Tcp,
-        frontends: vec![frontend(vip4(number).into()), frontend(vip6(number).into())],
-        backends: own(true).chain(own(false)).collect(),
-        internal: Scope::Cluster,
-        external: Scope::Cluster,
-        affinity_seconds: None,
-        source_ranges: Vec::new(),
-        reject: Reject::Rst,
-        forwarding: Forwarding::Snat,
-        algorithm: Algorithm::Maglev,
-        health_check_port: None,
-    }
+    let frontends = vec![frontend(vip4(number).into()), frontend(vip6(number).into())];
+    let backends = own(true).chain(own(false)).collect();
+    plain_service(format!("load/service-{number}:http"), Protocol::Tcp, frontends, backends)
 }
 
 /// From destination to backend, as first packets of connections need it: vectors, in steps that

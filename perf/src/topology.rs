@@ -17,6 +17,30 @@ use overlane_dataplane::tables::compile::underlay::{Way, Ways};
 
 use crate::error::PerfError;
 
+/// A service that is as most are in all that is not said here.
+#[must_use]
+pub fn plain_service(
+    name: String,
+    protocol: Protocol,
+    frontends: Vec<Frontend>,
+    backends: Vec<Backend>,
+) -> Service {
+    Service {
+        name,
+        protocol,
+        frontends,
+        backends,
+        internal: Scope::Cluster,
+        external: Scope::Cluster,
+        affinity_seconds: None,
+        source_ranges: Vec::new(),
+        reject: Reject::Rst,
+        forwarding: Forwarding::Snat,
+        algorithm: Algorithm::Maglev,
+        health_check_port: None,
+    }
+}
+
 /// Other nodes and the pods on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Topology {
@@ -136,20 +160,8 @@ impl Topology {
         };
         let mut backends: Vec<Backend> = families.into_iter().flat_map(of_family).collect();
         backends.sort_by_key(|backend| (backend.address, backend.port));
-        Service {
-            name: format!("load/service-{service}:web"),
-            protocol: Protocol::Udp,
-            frontends: frontends.to_vec(),
-            backends,
-            internal: Scope::Cluster,
-            external: Scope::Cluster,
-            affinity_seconds: None,
-            source_ranges: Vec::new(),
-            reject: Reject::Rst,
-            forwarding: Forwarding::Snat,
-            algorithm: Algorithm::Maglev,
-            health_check_port: None,
-        }
+        let name = format!("load/service-{service}:web");
+        plain_service(name, Protocol::Udp, frontends.to_vec(), backends)
     }
 
     /// A host outside of the cluster: one of as many as a range for benchmarks has (RFC 2544 appendix
