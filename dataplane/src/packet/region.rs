@@ -205,14 +205,21 @@ impl<T: AnyBitPattern> Drop for Region<T> {
     }
 }
 
-/// Bytes of a place for a [`Shared`] value and its count: a page of a table and three cache lines.
-/// An odd number of lines, so that the same line of all pages does not compete for a few places
-/// of the cache.
-const PLACE: usize = PAGE + 3 * LINE;
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Places of a region.
-const PLACES: usize = HUGE / PLACE;
+/// Bytes of places for a [`Shared`] value and its count, ascending: the largest takes a page and three
+/// cache lines. Odd numbers of lines, so that the same line of all values does not compete for a few
+/// places of the cache.
+const PLACES: [usize; 4] = [5 * LINE, 11 * LINE, 29 * LINE, PAGE + 3 * LINE];
+
+/// The number of the smallest places that take `size` bytes.
+const fn class_of(size: usize) -> usize {
+    let mut class = 0;
+    while class + 1 < PLACES.len() && PLACES[class] < size {
+        class += 1;
+    }
+    class
+}
 
 /// A page of a table in huge pages, owned together with others, as [`std::sync::Arc`] does it.
 ///
@@ -238,16 +245,18 @@ unsafe impl<T: Send + Sync> Send for Shared<T> {}
 unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
+    const CLASS: usize = class_of(size_of::<Counted<T>>());
+
     /// Memory that a value takes, bytes.
-    pub const BYTES: usize = PLACE;
+    pub const BYTES: usize = PLACES[Self::CLASS];
 
     /// Takes a place for `value`. As for a Box, the process ends when there is no memory.
     pub fn new(value: T) -> Self {
         const {
-            assert!(size_of::<Counted<T>>() <= PLACE, "a value with its count fits a place");
+            assert!(size_of::<Counted<T>>() <= Self::BYTES, "a value with its count fits a place");
             assert!(align_of::<Counted<T>>() <= LINE, "places begin with a cache line");
         }
-        let at = lock_places().take().cast::<Counted<T>>();
+        let at = lock_places(Self::CLASS).take().cast::<Counted<T>>();
         // SAFETY: the place is large enough, aligned (both checked above) and nobody else's.
         unsafe { at.write(Counted { owners: AtomicUsize::new(1), value }) };
         Self { at, _owned: PhantomData }
@@ -262,6 +271,20 @@ impl<T> Shared<T> {
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.at == other.at
+    }
+}
+
+impl<T: PartialEq> PartialEq for Shared<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same(other) || **self == **other
+    }
+}
+
+impl<T: Eq> Eq for Shared<T> {}
+
+impl<T: Default> Default for Shared<T> {
+    fn default() -> Self {
+        Self::new(T::default())
     }
 }
 
@@ -303,7 +326,7 @@ impl<T> Drop for Shared<T> {
         fence(Ordering::Acquire);
         // SAFETY: that was the last owner; nobody refers to the value or its place any more.
         unsafe { self.at.drop_in_place() };
-        lock_places().give_back(self.at.cast());
+        lock_places(Self::CLASS).give_back(self.at.cast());
     }
 }
 
@@ -311,6 +334,8 @@ impl<T> Drop for Shared<T> {
 /// packet.
 #[derive(Debug)]
 struct Places {
+    /// Bytes of one.
+    size: usize,
     /// By first address; those with free places are in `open` too.
     regions: BTreeMap<usize, Carved>,
     open: BTreeSet<usize>,
@@ -327,15 +352,27 @@ struct Carved {
 // SAFETY: the free places are memory of the region, to which nobody else refers.
 unsafe impl Send for Carved {}
 
-static PLACES_IN_USE: Mutex<Places> =
-    Mutex::new(Places { regions: BTreeMap::new(), open: BTreeSet::new() });
+/// By class.
+static PLACES_IN_USE: [Mutex<Places>; PLACES.len()] = {
+    let [a, b, c, d] = PLACES;
+    [Places::of(a), Places::of(b), Places::of(c), Places::of(d)]
+};
 
-fn lock_places() -> MutexGuard<'static, Places> {
+fn lock_places(class: usize) -> MutexGuard<'static, Places> {
     // Nothing in there can panic half way.
-    PLACES_IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
+    PLACES_IN_USE[class].lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Places {
+    const fn of(size: usize) -> Mutex<Self> {
+        Mutex::new(Self { size, regions: BTreeMap::new(), open: BTreeSet::new() })
+    }
+
+    /// Places of a region.
+    const fn of_region(&self) -> usize {
+        HUGE / self.size
+    }
+
     /// A place in the first region that has one, so that later regions empty.
     fn take(&mut self) -> NonNull<u8> {
         loop {
@@ -357,7 +394,8 @@ impl Places {
         let base = memory.base.cast::<u8>();
         // The last first, as they are taken from the end.
         // SAFETY: all places lie in the region.
-        let free = (0..PLACES).rev().map(|n| unsafe { base.add(n * PLACE) }).collect();
+        let free = (0..self.of_region()).rev().map(|n| unsafe { base.add(n * self.size) });
+        let free = free.collect();
         self.open.insert(base.addr().get());
         self.regions.insert(base.addr().get(), Carved { _memory: memory, free });
     }
@@ -365,11 +403,12 @@ impl Places {
     fn give_back(&mut self, place: NonNull<u8>) {
         // Regions begin at a boundary of their size.
         let start = place.addr().get() & !(HUGE - 1);
+        let all = self.of_region();
         let Some(region) = self.regions.get_mut(&start) else { return };
         region.free.push(place);
         self.open.insert(start);
         // One region is kept, so that a table that comes and goes does not map and unmap.
-        if region.free.len() == PLACES && self.open.len() > 1 {
+        if region.free.len() == all && self.open.len() > 1 {
             self.open.remove(&start);
             self.regions.remove(&start);
         }
@@ -490,7 +529,8 @@ mod tests {
 
     #[test]
     fn shared_values_keep_apart() {
-        let mut values: Vec<_> = (0..PLACES as u64 + 10).map(|n| Shared::new([n; 512])).collect();
+        let of_region = (HUGE / Shared::<[u64; 512]>::BYTES) as u64;
+        let mut values: Vec<_> = (0..of_region + 10).map(|n| Shared::new([n; 512])).collect();
         for round in 1..4 {
             // Every other one goes, and what comes takes their places among the others.
             let mut keep = false;
@@ -498,7 +538,7 @@ mod tests {
                 keep = !keep;
                 keep
             });
-            values.extend((0..PLACES as u64).map(|n| Shared::new([n + round * 10_000; 512])));
+            values.extend((0..of_region).map(|n| Shared::new([n + round * 10_000; 512])));
         }
         for value in &values {
             assert!(value.iter().all(|number| *number == value[0]));
@@ -509,12 +549,18 @@ mod tests {
 
     #[test]
     fn places_are_taken_again_and_empty_regions_go() {
-        let mut places = Places { regions: BTreeMap::new(), open: BTreeSet::new() };
-        let mut taken: Vec<_> = (0..PLACES * 3 + 10).map(|_| places.take()).collect();
+        for size in PLACES {
+            take_again(Places::of(size).into_inner().unwrap());
+        }
+    }
+
+    fn take_again(mut places: Places) {
+        let all = places.of_region();
+        let mut taken: Vec<_> = (0..all * 3 + 10).map(|_| places.take()).collect();
         assert_eq!(places.regions.len(), 4);
         assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), taken.len());
         assert!(taken.iter().all(|place| place.addr().get() % LINE == 0));
-        for place in taken.split_off(PLACES) {
+        for place in taken.split_off(all) {
             places.give_back(place);
         }
         // The full one, and an empty one in reserve.

@@ -17,7 +17,7 @@
 //! Fewer slots for few backends would keep the balance but not the rest: with 1021 slots and 10
 //! backends 2.5 % of the others' slots move. Also, each further size is a number of backends at which
 //! nearly all slots move. 8191 is there for the memory: up to 16 backends are told apart by 4
-//! bits, so that 10,000 services of 10 backends of each family take 82 MB. The price: of 200 times that
+//! bits, so that 10,000 services of 10 backends of each family take 86 MB. The price: of 200 times that
 //! one of few backends goes, once more than 2 % of the others' slots move, since some two
 //! permutations are alike.
 
@@ -25,6 +25,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::packet::prefetch::prefetch;
+use crate::packet::region::Shared;
 
 /// What the permutations start from: the same on every node, for good.
 const SEED: u64 = 0x6f76_6572_6c61_6e65;
@@ -51,12 +52,15 @@ pub struct Maglev {
     slots: Slots,
 }
 
+/// Bytes of the slots for few backends.
+const HALVES: usize = (Maglev::SIZES[0].0 as usize).div_ceil(2);
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Slots {
     /// All of one backend.
     Same(u16),
-    /// Two to a byte, the even one in the low half.
-    Half(Box<[u8]>),
+    /// Two to a byte, the even one in the low half. Of many services with few backends: in huge pages.
+    Half(Shared<[u8; HALVES]>),
     Byte(Box<[u8]>),
     Word(Box<[u16]>),
 }
@@ -244,7 +248,8 @@ impl Maglev {
     pub fn bytes(&self) -> usize {
         match &self.slots {
             Slots::Same(_) => 0,
-            Slots::Half(bytes) | Slots::Byte(bytes) => bytes.len(),
+            Slots::Half(_) => Shared::<[u8; HALVES]>::BYTES,
+            Slots::Byte(bytes) => bytes.len(),
             Slots::Word(words) => words.len() * 2,
         }
     }
@@ -254,16 +259,14 @@ impl Slots {
     #[allow(clippy::cast_possible_truncation, reason = "the largest value was asked for")]
     fn pack(slots: Vec<u16>) -> Self {
         match slots.iter().max().copied().unwrap_or_default() {
-            0..=15 => Self::Half(
-                slots
-                    .chunks(2)
-                    .map(|pair| match pair {
-                        [even, odd] => (*even | *odd << 4) as u8,
-                        _ => pair.first().map_or(0, |even| *even as u8),
-                    })
-                    .collect(),
-            ),
-            16..=255 => Self::Byte(slots.iter().map(|slot| *slot as u8).collect()),
+            0..=15 if slots.len().div_ceil(2) <= HALVES => {
+                let mut bytes = [0; HALVES];
+                for (byte, pair) in bytes.iter_mut().zip(slots.chunks(2)) {
+                    *byte = pair.iter().rev().fold(0, |byte, slot| byte << 4 | *slot as u8);
+                }
+                Self::Half(Shared::new(bytes))
+            }
+            0..=255 => Self::Byte(slots.iter().map(|slot| *slot as u8).collect()),
             _ => Self::Word(slots.into_boxed_slice()),
         }
     }

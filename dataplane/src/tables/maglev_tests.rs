@@ -105,7 +105,8 @@ fn the_mean_disruption_is_that_of_the_algorithm() {
 #[test]
 fn few_backends_have_narrow_slots() {
     let bytes = |n| Maglev::new(&candidates(0..n)).unwrap().bytes();
-    assert_eq!([1, 2, 16].map(bytes), [0, 4096, 4096]);
+    // With what a place in huge pages has besides.
+    assert_eq!([1, 2, 16].map(bytes), [0, 4288, 4288]);
     assert_eq!([17, 163].map(bytes), [16_381, 16_381]);
     assert_eq!([164, 256].map(bytes), [65_537, 65_537]);
     assert_eq!(bytes(257), 131_074);

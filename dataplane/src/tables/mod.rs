@@ -1,6 +1,7 @@
 //! L2: what all workers share: compiled from the desired state, immutable, published as one
 //! snapshot.
 
+pub mod backends;
 pub mod compile;
 pub mod egress;
 pub mod endpoints;

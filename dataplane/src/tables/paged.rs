@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+
 use crate::packet::prefetch::prefetch_whole;
+use crate::packet::region::Shared;
 
 const PAGE: usize = 32;
 
+type Page<T> = Shared<ArrayVec<T, PAGE>>;
+
 /// A vector that is cheap to clone and cheap to change in one place. A reader follows two
-/// pointers: to the page, to the element.
+/// pointers: to the page, to the element. The pages stand in huge pages.
 #[derive(Debug, Clone)]
 pub struct Paged<T> {
-    pages: Arc<[Arc<[T]>]>,
+    pages: Arc<[Page<T>]>,
     len: usize,
 }
 
@@ -53,18 +58,26 @@ impl<T: Clone> Paged<T> {
             return None;
         }
         let page = Arc::make_mut(&mut self.pages).get_mut(index as usize / PAGE)?;
-        Arc::make_mut(page).get_mut(index as usize % PAGE)
+        page.make_mut().get_mut(index as usize % PAGE)
     }
 
-    /// Appends an element: copies the last page, or, once in 32 times, the list of pages.
+    /// Appends an element: copies the last page, if another version has it, or, once in 32 times, the list
+    /// of pages.
     pub fn push(&mut self, element: T) {
         if self.len.is_multiple_of(PAGE) {
-            let page: Arc<[T]> = Arc::new([element]);
+            let page = Shared::new(ArrayVec::from_iter([element]));
             self.pages = self.pages.iter().cloned().chain([page]).collect();
         } else if let Some(page) = Arc::make_mut(&mut self.pages).last_mut() {
-            *page = page.iter().cloned().chain([element]).collect();
+            // There is room: the number of elements is no multiple of a page's.
+            page.make_mut().push(element);
         }
         self.len += 1;
+    }
+
+    /// Bytes of its pages, those that versions share counted once.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.pages.len() * (Page::<T>::BYTES + size_of::<Page<T>>())
     }
 
     /// All elements in order.

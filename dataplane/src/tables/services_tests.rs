@@ -1,3 +1,5 @@
+use std::net::Ipv4Addr;
+
 use super::*;
 use std::collections::HashSet;
 
@@ -61,7 +63,7 @@ fn a_draining_backend_takes_nothing_but_counts() {
 #[test]
 fn source_ranges_are_for_load_balancers_and_one_family() {
     let ranges = ["203.0.113.0/24".parse().unwrap()];
-    let none = Arc::new(Backends::default());
+    let none = Shared::new(Backends::default());
     let entry = ServiceEntry {
         generation: 1,
         life: 0,
@@ -73,7 +75,7 @@ fn source_ranges_are_for_load_balancers_and_one_family() {
         algorithm: Algorithm::Maglev,
         affinity_seconds: 0,
         sources: Some(Arc::new(Spaces::union(&ranges))),
-        v4: Arc::new(Backends::default()),
+        v4: Shared::new(Backends::default()),
         v6: none,
     };
     let admits = |kind, source: &str| entry.admits(kind, source.parse().unwrap());

@@ -154,6 +154,45 @@ fn an_answer_of_a_flow_comes_from_its_backends_node_only() {
 }
 
 #[test]
+fn flows_that_begin_together_go_where_each_would_go_alone() {
+    let many: Vec<(u8, u8)> = (0..20).map(|n| (1 + n % 2, n)).collect();
+    let mut stays = service(2, Protocol::Udp, &many[..10]);
+    stays.affinity_seconds = Some(60);
+    let services = vec![
+        service(0, Protocol::Udp, &many[..10]),
+        service(1, Protocol::Udp, &many),
+        stays,
+        service(3, Protocol::Udp, &[]),
+    ];
+    for family in 0..2 {
+        let frames: Vec<_> = (0..60_u16)
+            .map(|n| {
+                let body = Body::Udp(40_000 + n, 80, b"first".to_vec());
+                packet(pod_ip(0, 0, family), vip(n as u8 % 4, family), body).frame(up(0))
+            })
+            .collect();
+        let leave = |vectors: &[&[Vec<u8>]]| {
+            let mut bed = bed(Mode::Geneve, Underlay::Ipv4, 1, services.clone());
+            for frames in vectors {
+                for frame in *frames {
+                    assert!(bed.node.inject(&pod(0), frame));
+                }
+                bed.node.run();
+            }
+            let mut out = bed.node.collect();
+            // The fourth service answers with errors.
+            out.retain(|(place, _)| *place == UPLINK);
+            out.sort();
+            out
+        };
+        let alone: Vec<_> = frames.chunks(1).collect();
+        let together = leave(&[&frames]);
+        assert_eq!(together.len(), 45);
+        assert_eq!(together, leave(&alone));
+    }
+}
+
+#[test]
 fn a_backend_here_is_reached_from_any_worker_and_answers() {
     for workers in [1, 2] {
         for family in 0..2 {

@@ -4,7 +4,9 @@
 //! ```text
 //! index, port of the VIP --> service --> its backends --> slot --> backend --> route, index of the answers
 //! ```
-//! Nothing is decided here, and nothing kept: a guess that turns out to be wrong has cost a little time.
+//! What was found on the way is kept for the packet that opens the flow, if nothing can change it before: by
+//! then the lines that it was read from may be far again. The rest is a guess; one that turns out to be wrong
+//! has cost a little time.
 
 use arrayvec::ArrayVec;
 
@@ -12,7 +14,7 @@ use super::family::Family;
 use super::{egress, service};
 use crate::packet::flow_key::{FlowKey, Transport};
 use crate::packet::frame::Frame;
-use crate::packet::meta::{Kind, Meta, Origin};
+use crate::packet::meta::{Kind, Meta, Origin, Route, Target};
 use crate::packet::vector::{VECTOR, Vector};
 use crate::stages::Context;
 use crate::stages::keys::{self, Wish};
@@ -23,11 +25,14 @@ const FEW: usize = 3;
 /// A packet that may open a flow.
 #[derive(Debug, Clone, Copy)]
 struct Coming<A> {
+    /// Its place in the vector.
+    at: usize,
     key: FlowKey<A>,
     hash: u32,
     /// Where it goes.
     to: To,
     inside: bool,
+    found: Option<Found<A>>,
 }
 
 /// What is known of where it goes.
@@ -41,33 +46,76 @@ enum To {
     Outside,
 }
 
-/// The vector's new flows of one family.
-type All<A> = ArrayVec<Coming<A>, VECTOR>;
+/// Where a new flow goes, by the tables of this vector.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found<A> {
+    /// The service, and the backend.
+    pub(super) chosen: service::Chosen<A>,
+    /// The backend's route; the peer that it leads to was asked for.
+    pub(super) route: Route,
+}
 
-/// Asks for what the vector's new flows will read.
+/// The vector's new flows of one family, in order.
+#[derive(Debug)]
+pub(super) struct Ahead<A> {
+    all: ArrayVec<Coming<A>, VECTOR>,
+    /// The first that [`Ahead::of`] was not asked for.
+    next: usize,
+}
+
+impl<A: Copy> Ahead<A> {
+    /// Nothing yet.
+    #[inline]
+    pub(super) fn new() -> Self {
+        Self { all: ArrayVec::new(), next: 0 }
+    }
+
+    /// What was found for the packet at this place of the vector. To be asked in order.
+    #[inline]
+    pub(super) fn of(&mut self, at: usize) -> Option<Found<A>> {
+        while let Some(one) = self.all.get(self.next) {
+            if one.at >= at {
+                return if one.at == at { one.found } else { None };
+            }
+            self.next += 1;
+        }
+        None
+    }
+}
+
+/// Asks for what the vector's new flows will read, and notes what is found on the way.
 #[inline(never)]
-pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
+pub(super) fn phase(
+    vector: &mut Vector,
+    (v4, v6): (&mut Ahead<u32>, &mut Ahead<u128>),
+    cx: &mut Context<'_>,
+) {
     if vector.len() < FEW {
         return;
     }
-    let (mut v4, mut v6) = (All::<u32>::new(), All::<u128>::new());
-    for (frame, meta) in vector.packets() {
+    for (at, (frame, meta)) in vector.packets().enumerate() {
         let is_plain = !meta.is_fragment && meta.l4 != 0 && !meta.is_answer;
         if !is_plain || Wish::of(meta, cx) != Wish::Open {
             continue;
         }
         if meta.kind == Kind::Ipv4 {
-            gather(&mut v4, frame, meta, cx);
+            gather(v4, at, frame, meta, cx);
         } else {
-            gather(&mut v6, frame, meta, cx);
+            gather(v6, at, frame, meta, cx);
         }
     }
-    rounds(&mut v4, cx);
-    rounds(&mut v6, cx);
+    rounds(v4, cx);
+    rounds(v6, cx);
 }
 
 /// The first round: the flow table's index, and what is at the VIP.
-fn gather<A: Family>(all: &mut All<A>, frame: &Frame, meta: &Meta, cx: &mut Context<'_>) {
+fn gather<A: Family>(
+    ahead: &mut Ahead<A>,
+    at: usize,
+    frame: &Frame,
+    meta: &Meta,
+    cx: &mut Context<'_>,
+) {
     let key = A::key(frame, meta);
     if !matches!(key.transport(), Transport::Tcp | Transport::Udp | Transport::Sctp) {
         return;
@@ -83,11 +131,12 @@ fn gather<A: Family>(all: &mut All<A>, frame: &Frame, meta: &Meta, cx: &mut Cont
     A::table(cx.flows).prefetch(hash);
     let inside = matches!(meta.origin, Origin::Endpoint | Origin::Host);
     // There is room for every packet of a vector.
-    let _ = all.try_push(Coming { key, hash, to, inside });
+    let _ = ahead.all.try_push(Coming { at, key, hash, to, inside, found: None });
 }
 
 /// The others.
-fn rounds<A: Family>(all: &mut All<A>, cx: &mut Context<'_>) {
+fn rounds<A: Family>(ahead: &mut Ahead<A>, cx: &mut Context<'_>) {
+    let all = &mut ahead.all;
     if all.len() < FEW {
         return;
     }
@@ -119,7 +168,7 @@ fn rounds<A: Family>(all: &mut All<A>, cx: &mut Context<'_>) {
     for (_, likely) in all.iter().filter_map(likely) {
         likely.prefetch_backends::<A>(services);
     }
-    let chosen: ArrayVec<_, VECTOR> = all
+    let choices: ArrayVec<_, VECTOR> = all
         .iter()
         .filter_map(likely)
         .map(|(key, likely)| {
@@ -127,15 +176,31 @@ fn rounds<A: Family>(all: &mut All<A>, cx: &mut Context<'_>) {
             choice.inspect(|choice| choice.prefetch_slot())
         })
         .collect();
-    for choice in chosen.iter().flatten() {
+    for choice in choices.iter().flatten() {
         choice.prefetch_backend();
     }
-    for (one, choice) in all.iter().zip(&chosen) {
-        let Some(backend) = choice.as_ref().and_then(|choice| choice.backend()) else { continue };
-        backend.address.prefetch_route(cx.tables);
-        let to =
-            FlowKey { destination: backend.address, destination_port: backend.port, ..one.key };
+    for (one, choice) in all.iter_mut().zip(&choices) {
+        let Some((chosen, is_certain)) = choice.as_ref().and_then(|choice| choice.chosen()) else {
+            continue;
+        };
+        chosen.address.prefetch_route(cx.tables);
+        let (destination, destination_port) = (chosen.address, chosen.port);
+        let to = FlowKey { destination, destination_port, ..one.key };
         let table = A::table(cx.flows);
         table.prefetch(table.hash(&to.reversed()));
+        one.found = is_certain.then_some(Found { chosen, route: Route::default() });
     }
+    for found in all.iter_mut().filter_map(|one| one.found.as_mut()) {
+        found.route = route(found.chosen.address, cx);
+    }
+}
+
+/// The route to `destination`; the peer that it leads to is asked for, as it is read when all flows of
+/// the vector are open.
+pub(super) fn route<A: Family>(destination: A, cx: &Context<'_>) -> Route {
+    let route = destination.route(cx.tables);
+    if let Target::Peer(index) = route.target() {
+        cx.tables.peers.prefetch(index);
+    }
+    route
 }

@@ -3,6 +3,7 @@
 
 use overlane_api::WorkerId;
 
+use super::ahead::{Ahead, Found};
 use super::egress::Leaving;
 use super::family::Family;
 use super::{ahead, direct, egress, gateway, service};
@@ -33,15 +34,16 @@ const TRIES: u32 = 64;
 /// Looks again at the undecided packets that should have a flow and have none.
 #[inline(never)]
 pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
-    ahead::phase(vector, cx);
-    for (frame, meta) in vector.packets() {
+    let (mut v4, mut v6) = (Ahead::new(), Ahead::new());
+    ahead::phase(vector, (&mut v4, &mut v6), cx);
+    for (at, (frame, meta)) in vector.packets().enumerate() {
         let wish = Wish::of(meta, cx);
         if wish == Wish::Nothing {
             continue;
         }
         let done = match meta.kind {
-            Kind::Ipv4 => step::<u32>(frame, meta, wish, cx),
-            _ => step::<u128>(frame, meta, wish, cx),
+            Kind::Ipv4 => step::<u32>(frame, meta, wish, v4.of(at), cx),
+            _ => step::<u128>(frame, meta, wish, v6.of(at), cx),
         };
         if let Err(verdict) = done {
             meta.verdict = verdict;
@@ -49,11 +51,12 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
     }
 }
 
-/// One packet: its flow, as it is today, or a new one.
+/// One packet: its flow, as it is today, or a new one, which goes where `found` says, if it does.
 fn step<A: Family>(
     frame: &Frame,
     meta: &mut Meta,
     wish: Wish,
+    found: Option<Found<A>>,
     cx: &mut Context<'_>,
 ) -> Result<(), Verdict> {
     if is_for_gateway(meta, cx) {
@@ -110,7 +113,7 @@ fn step<A: Family>(
     let elsewhere = if may_be_elsewhere { at_another_home(&key, meta, cx) } else { None };
     let opened = match elsewhere {
         Some(verdict) => Err(verdict),
-        None => open::<A>(&key, hash, meta, (flags, is_ping), cx),
+        None => open::<A>((&key, hash), meta, (flags, is_ping), found, cx),
     };
     if let (true, Err(Verdict::HandOver(home))) = (meta.is_fragment, &opened) {
         fragments::goes_on(frame, meta, *home, cx);
@@ -296,25 +299,16 @@ fn has_other_ports<A: Family>(half: &Half<A>) -> bool {
     (key.source_port, key.destination_port) != (to.source_port, to.destination_port)
 }
 
-/// The route to `destination`; the peer that it leads to is asked for, as it is read when all flows of
-/// the vector are open.
-fn route_ahead<A: Family>(destination: A, cx: &Context<'_>) -> Route {
-    let route = destination.route(cx.tables);
-    if let Target::Peer(index) = route.target() {
-        cx.tables.peers.prefetch(index);
-    }
-    route
-}
-
-/// Opens a flow: where it goes, with which source, both directions or neither.
+/// Opens a flow: where it goes, with which source, both directions or neither. What was `found` of that need
+/// not be looked up.
 ///
 /// # Errors
 /// The verdict about a packet that opens none here.
 fn open<A: Family>(
-    key: &FlowKey<A>,
-    hash: u32,
+    (key, hash): (&FlowKey<A>, u32),
     meta: &Meta,
     (tcp_flags, is_ping): (u8, bool),
+    found: Option<Found<A>>,
     cx: &mut Context<'_>,
 ) -> Result<HalfId, Verdict> {
     let adopted = is_in_the_middle(key, tcp_flags).map_err(Verdict::Drop)?;
@@ -324,8 +318,16 @@ fn open<A: Family>(
     let (mut tag, mut lives) = (0, 0);
     let mut leaving = Leaving::default();
     let (mut keeps_client, mut is_direct) = (true, false);
-    if let Some(vip) = vip(key, meta, cx) {
-        let chosen = service::choose(key, vip, inside, adopted, cx).map_err(Verdict::Drop)?;
+    let chosen = match found {
+        Some(found) => Some(found.chosen),
+        None => match vip(key, meta, cx) {
+            Some(vip) => {
+                Some(service::choose(key, vip, inside, adopted, cx).map_err(Verdict::Drop)?)
+            }
+            None => None,
+        },
+    };
+    if let Some(chosen) = chosen {
         (to.destination, to.destination_port) = (chosen.address, chosen.port);
         tag = chosen.service + 1;
         lives = life_marks(chosen.life);
@@ -333,7 +335,11 @@ fn open<A: Family>(
         is_direct = chosen.is_direct;
     }
     let is_as_routed = tag == 0 && meta.route.target().is_underlay();
-    let route = if is_as_routed { meta.route } else { route_ahead(to.destination, cx) };
+    let route = match found {
+        Some(found) => found.route,
+        None if is_as_routed => meta.route,
+        None => ahead::route(to.destination, cx),
+    };
     let direct_way = direct::way(route, cx.tables).filter(|_| is_direct);
     // Nor does a backend here need another's address to answer by, if it may answer.
     keeps_client |= is_direct && matches!(route.target(), Target::Endpoint(_));

@@ -135,16 +135,25 @@ impl Likely {
         let service = services.service(self.service)?;
         let hash = if self.inside { hash(key) } else { hash_of_client(key, service) };
         let scope = service.scope(self.kind, self.inside);
-        Some(LikelyChoice { backends: A::backends(service), scope, hash })
+        let is_certain = self.inside
+            && service.algorithm == Algorithm::Maglev
+            && service.affinity_seconds == 0
+            && service.admits(self.kind, key.source.to_ip());
+        let (service, life, backends) = (self.service, service.life, A::backends(service));
+        Some(LikelyChoice { service, life, backends, scope, hash, is_certain })
     }
 }
 
 /// How a backend is chosen, unless it is by lot or the client has one already.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LikelyChoice<'a, A> {
+    service: u32,
+    life: u8,
     backends: &'a Backends<A>,
     scope: Scope,
     hash: u32,
+    /// Will [`choose`] choose so, if it is asked with these tables?
+    is_certain: bool,
 }
 
 impl<A: Family> LikelyChoice<'_, A> {
@@ -158,9 +167,14 @@ impl<A: Family> LikelyChoice<'_, A> {
         self.backends.prefetch_chosen(self.scope, self.hash);
     }
 
-    /// It.
-    pub(super) fn backend(&self) -> Option<Backend<A>> {
-        self.backends.choose(self.scope, self.hash)
+    /// What [`choose`] says, if it does; and whether that is certain.
+    pub(super) fn chosen(&self) -> Option<(Chosen<A>, bool)> {
+        let backend = self.backends.choose(self.scope, self.hash)?;
+        let (address, port) = (backend.address, backend.port);
+        let (service, life) = (self.service, self.life);
+        // Certain is only what is so of flows from inside.
+        let chosen = Chosen { service, life, address, port, keeps_client: true, is_direct: false };
+        Some((chosen, self.is_certain))
     }
 }
 

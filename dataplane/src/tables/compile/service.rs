@@ -10,6 +10,7 @@ use overlane_api::{Backend, Forwarding, Frontend, Protocol, Service};
 use super::names::Names;
 use super::{Compiler, Effect};
 use crate::packet::meta::{Route, Target};
+use crate::packet::region::Shared;
 use crate::tables::intervals::Spaces;
 use crate::tables::peers::PeerEntry;
 use crate::tables::services::{BackendAddress, Backends, FrontendRef, ServiceEntry};
@@ -48,8 +49,8 @@ pub(super) struct Services {
     lives: Vec<u8>,
     generation: u32,
     /// Shared by all services that have no backend of the family.
-    none_v4: Arc<Backends<u32>>,
-    none_v6: Arc<Backends<u128>>,
+    none_v4: Shared<Backends<u32>>,
+    none_v6: Shared<Backends<u128>>,
 }
 
 impl Services {
@@ -153,9 +154,9 @@ fn check_settings(service: &Service) -> Result<(), Wrong> {
 /// has no address of that family.
 fn backends_of<K: BackendAddress>(
     service: &Service,
-    former: Option<(&Service, &Arc<Backends<K>>)>,
-    none: &Arc<Backends<K>>,
-) -> Arc<Backends<K>> {
+    former: Option<(&Service, &Shared<Backends<K>>)>,
+    none: &Shared<Backends<K>>,
+) -> Shared<Backends<K>> {
     let is_of_family = |backend: &&Backend| K::of(backend.address).is_some();
     let own = service.backends.iter().filter(is_of_family);
     let is_asked = service.frontends.iter().any(|frontend| K::of(frontend.address).is_some());
@@ -163,13 +164,13 @@ fn backends_of<K: BackendAddress>(
         return none.clone();
     }
     if let Some((old, backends)) = former
-        && !Arc::ptr_eq(backends, none)
+        && !backends.is_same(none)
         && old.algorithm == service.algorithm
         && own.eq(old.backends.iter().filter(is_of_family))
     {
         return backends.clone();
     }
-    Arc::new(Backends::new(&service.backends, service.algorithm))
+    Shared::new(Backends::new(&service.backends, service.algorithm))
 }
 
 impl Compiler {
