@@ -38,6 +38,9 @@ pub struct Way {
     pub marks: u16,
 }
 
+/// Bits of the number of packets: ten million a second for 300 days.
+const COUNT: u32 = 48;
+
 /// One direction of a flow.
 ///
 /// 64 bytes for IPv4, 128 for IPv6, aligned to a cache line.
@@ -57,6 +60,7 @@ pub struct Half<A> {
     last_seen: u32,
     /// In a free entry: the next free one.
     tag: u32,
+    /// How many, in the lower [`COUNT`] bits; above them [`Half::sender`].
     packets: u64,
     bytes: u64,
     /// Differences as the fields are in a packet, in network order: sums do not care (RFC 1071 section 2 B).
@@ -202,7 +206,7 @@ impl<A: Address> Half<A> {
     #[inline]
     #[must_use]
     pub fn packets(&self) -> u64 {
-        self.packets
+        self.packets & ((1 << COUNT) - 1)
     }
 
     /// Bytes of their IP packets.
@@ -235,10 +239,21 @@ impl<A: Address> Half<A> {
         (self.generation == generation) & (self.seen & Seen::ASKED_FOR != 0)
     }
 
-    /// A packet of this direction was routed and then found to be of its flow.
+    /// A packet of this direction was routed and then found to be of its flow. `sender` is who has the source
+    /// of its packets, if that is a peer: its index plus 1; else 0.
     #[inline]
-    pub fn ask_for(&mut self) {
+    pub fn ask_for(&mut self, sender: u32) {
+        let sender = u16::try_from(sender).unwrap_or(0);
+        self.packets = self.packets() | u64::from(sender) << COUNT;
         self.seen |= Seen::ASKED_FOR;
+    }
+
+    /// Of packets that are [asked for](Half::is_asked_for): the peer that has their source, by index plus 1; 0: none, or
+    /// not noted.
+    #[inline(always)]
+    #[must_use]
+    pub fn sender(&self) -> u32 {
+        (self.packets >> COUNT) as u32
     }
 
     /// Writes other marks.

@@ -35,14 +35,18 @@ fn what_was_asked_for_holds_as_long_as_the_tables() {
     let way = Way { generation: 3, ..Way::default() };
     let mut half = Half::new(&key, &Rewrite::between(&key, &key), &way, 5);
     assert!(!half.is_asked_for(3), "nobody has asked yet");
-    half.ask_for();
+    half.ask_for(0xffff);
     half.record(0x10, 100, 6);
     assert!(half.is_asked_for(3) && !half.is_asked_for(4));
+    assert_eq!((half.sender(), half.packets()), (0xffff, 1));
     half.set_route(Route(1), 4);
     assert!(!half.is_asked_for(4), "by the new tables nobody has asked yet");
-    half.ask_for();
+    half.ask_for(7);
+    assert_eq!((half.sender(), half.packets()), (7, 1));
     half.forget(7);
     assert!(!half.is_asked_for(4), "another connection");
+    half.ask_for(0x1_0000);
+    assert_eq!((half.sender(), half.packets()), (0, 1), "there is no room for more");
 }
 
 #[test]

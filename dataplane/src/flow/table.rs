@@ -25,7 +25,7 @@ pub const MAX_CAPACITY: u32 = MAX_HALVES / 2;
 /// First bytes of a table: "overlane" and that it is flows.
 const MAGIC: u64 = u64::from_le_bytes(*b"ovl-flow");
 /// To be raised whenever what stands in a header, a half or a bucket, or how a key is hashed, changes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// What a later process needs to make sense of the other regions, and what changes with them.
 #[derive(Debug, Clone, Copy, AnyBitPattern)]

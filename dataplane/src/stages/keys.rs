@@ -209,6 +209,12 @@ fn quoted_end(frame: &Frame, meta: &Meta) -> Option<(u8, u16)> {
 #[must_use]
 pub fn is_owner(meta: &mut Meta, tables: &Snapshot) -> bool {
     let Target::Peer(index) = tables.routes.v4.get(meta.source).target() else { return false };
+    is_from(index, meta, tables)
+}
+
+/// Did this peer send the plain packet, in the tunnel that it may use?
+#[inline(always)]
+fn is_from(index: u32, meta: &mut Meta, tables: &Snapshot) -> bool {
     meta.peer = index + 1;
     tables
         .peers
@@ -246,6 +252,40 @@ pub fn is_of_sender(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> bool {
         is_owner(meta, tables)
     } else {
         meta.service_option == 0 && belongs(frame, meta, tables)
+    }
+}
+
+/// As [`is_of_sender`], when it is known whose the source is: the peer with this index plus 1; 0: it is not
+/// known.
+#[inline(always)]
+#[must_use]
+pub fn comes_from(sender: u32, frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> bool {
+    let Some(index) = sender.checked_sub(1) else {
+        return is_of_sender_after_all(frame, meta, tables);
+    };
+    if meta.outer_source != 0 {
+        is_from(index, meta, tables)
+    } else {
+        meta.service_option == 0 && meta.peer == sender
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn is_of_sender_after_all(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> bool {
+    is_of_sender(frame, meta, tables)
+}
+
+/// The peer that has the source of a packet out of a tunnel, for [`comes_from`]: its index plus 1; 0: none has.
+#[inline(never)]
+#[must_use]
+pub fn sender(frame: &Frame, meta: &Meta, tables: &Snapshot) -> u32 {
+    match meta.origin {
+        Origin::Tunnel => match source(frame, meta, tables) {
+            Target::Peer(index) => index + 1,
+            _ => 0,
+        },
+        _ => 0,
     }
 }
 

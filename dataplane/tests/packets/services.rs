@@ -154,6 +154,31 @@ fn an_answer_of_a_flow_comes_from_its_backends_node_only() {
 }
 
 #[test]
+fn answers_come_as_their_peer_may_send_today() {
+    for family in 0..2 {
+        let (mode, underlay) = (Mode::Geneve, Underlay::Ipv4);
+        let mut bed = bed(mode, underlay, 1, vec![service(0, Protocol::Udp, &[(1, 0)])]);
+        let sent = packet(pod_ip(0, 0, family), vip(0, family), udp());
+        for _ in 0..4 {
+            through(&mut bed, mode, underlay, &sent);
+        }
+        let (client, server) = ((sent.source, 40_000), (pod_ip(1, 0, family), 8080));
+        let arrives = sent.between(client, server).ttl(63);
+        let reply = arrives.reply(b"answer");
+        let seen = reply.between((sent.destination, 80), client).ttl(63);
+        let back = |mode| Tunnel::from_peer(1, mode, underlay).wrap(&reply.frame(between(1, 0)));
+        bed.node.set(Object::Peer(objects::peer(1, Mode::Vxlan))).unwrap();
+        bed.node.publish();
+        for _ in 0..3 {
+            bed.drops(&UPLINK, &back(Mode::Geneve), "tunnel_mode_mismatch");
+            let out = [(pod(0), seen.frame(down(0)))];
+            bed.step(&UPLINK, &back(Mode::Vxlan), &out, FORWARDED);
+        }
+        bed.close();
+    }
+}
+
+#[test]
 fn flows_that_begin_together_go_where_each_would_go_alone() {
     let many: Vec<(u8, u8)> = (0..20).map(|n| (1 + n % 2, n)).collect();
     let mut stays = service(2, Protocol::Udp, &many[..10]);

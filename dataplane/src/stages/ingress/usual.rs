@@ -80,9 +80,12 @@ fn is_plain(frame: &Frame, outer: &Simple<'_>, meta: &mut Meta, cx: &Context<'_>
     if inner.is_group() {
         return false;
     }
-    tables.routes.v4.prefetch(inner.source());
     if !parse::parse_simple(&inner, meta, cx) {
         return false;
+    }
+    // Its flow may know whose that is.
+    if !cx.flows.come_first {
+        tables.routes.v4.prefetch(meta.source);
     }
     meta.origin = Origin::Tunnel;
     meta.outer_source = outer.source();
@@ -129,11 +132,16 @@ fn is_plain6(frame: &Frame, meta: &mut Meta, cx: &Context<'_>) -> bool {
     }
     let end = simple6::L4 + usize::from(outer.payload_len());
     let Some(inner) = frame.bytes().get(PLAIN6..end) else { return false };
+    let asks = !cx.flows.come_first;
     let parsed = if let Some(inner) = Simple6::read(inner) {
-        tables.routes.v6.prefetch(inner.source());
+        if asks {
+            tables.routes.v6.prefetch(inner.source());
+        }
         !inner.is_group() && parse::parse_simple6(&inner, meta, cx)
     } else if let Some(inner) = Simple::read(inner) {
-        tables.routes.v4.prefetch(inner.source());
+        if asks {
+            tables.routes.v4.prefetch(inner.source());
+        }
         !inner.is_group() && parse::parse_simple(&inner, meta, cx)
     } else {
         false

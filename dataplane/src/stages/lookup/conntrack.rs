@@ -7,10 +7,12 @@ use super::related;
 use crate::flow::flows::Flows;
 use crate::flow::table::{FlowTable, Probe};
 use crate::packet::flow_key::{Address, FlowKey};
+use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Target};
 use crate::packet::vector::{VECTOR, Vector};
 use crate::stages::Context;
-use crate::stages::keys::{Wish, is_error, key_v4, key_v6, tcp_flags};
+use crate::stages::keys::{self, Wish, is_error, key_v4, key_v6, tcp_flags};
+use crate::tables::Snapshot;
 use crate::wire::tcp::SYN;
 
 /// A packet that may be of a flow: its place in the vector.
@@ -65,14 +67,12 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> (usize, bool) {
         let (Some(frame), Some(meta)) = (vector.frames.get(at), vector.meta.get_mut(at)) else {
             continue;
         };
-        let flags = tcp_flags(frame, meta);
-        let generation = cx.tables.generation;
         is_left |= !if one.is_v4 {
             let key = key_v4(meta);
-            follow(&mut cx.flows.v4, one, &key, meta, (flags, now, generation))
+            follow(&mut cx.flows.v4, one, &key, (frame, meta), now, cx.tables)
         } else {
             let key = key_v6(frame, meta);
-            follow(&mut cx.flows.v6, one, &key, meta, (flags, now, generation))
+            follow(&mut cx.flows.v6, one, &key, (frame, meta), now, cx.tables)
         };
         if meta.flow != 0 {
             found += 1;
@@ -92,18 +92,22 @@ fn follow<A: Address>(
     table: &mut FlowTable<A>,
     one: &Asking,
     key: &FlowKey<A>,
-    meta: &mut Meta,
-    (tcp_flags, now, generation): (u8, u32, u64),
+    (frame, meta): (&Frame, &mut Meta),
+    now: u32,
+    tables: &Snapshot,
 ) -> bool {
     let Some(half) = table.confirm(one.probe, meta.hash, key) else {
         return one.wish != Wish::Open;
     };
     let found = table.half_mut(half);
-    if found.generation() != generation as u32 || tcp_flags & SYN != 0 {
+    let (tcp_flags, generation) = (tcp_flags(frame, meta), tables.generation as u32);
+    if found.generation() != generation || tcp_flags & SYN != 0 {
         return false;
     }
     found.record(tcp_flags, meta.ip_len, now);
-    found.ask_for();
+    if !found.is_asked_for(generation) {
+        found.ask_for(keys::sender(frame, meta, tables));
+    }
     meta.route = found.route();
     meta.flow = half.to_number();
     true

@@ -33,14 +33,14 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> usize {
     }
     let now = Now { tick: Flows::tick(cx.now_ns), generation: cx.tables.generation as u32 };
     let mut found = 0;
-    for (probe, (frame, meta)) in probes.into_iter().zip(vector.packets()) {
+    for (probe, (frame, meta)) in probes.iter().zip(vector.packets()) {
         let has_flow = probe.is_hit()
             && if meta.kind == Kind::Ipv4 {
                 let key = key_v4(meta);
-                follow(&mut cx.flows.v4, probe, &key, frame, meta, now, cx.tables)
+                follow(&mut cx.flows.v4, *probe, &key, frame, meta, now, cx.tables)
             } else {
                 let key = key_v6(frame, meta);
-                follow(&mut cx.flows.v6, probe, &key, frame, meta, now, cx.tables)
+                follow(&mut cx.flows.v6, *probe, &key, frame, meta, now, cx.tables)
             };
         if has_flow {
             found += 1;
@@ -95,7 +95,7 @@ fn follow<A: Address>(
     if meta.origin.is_underlay() && half.direction() == Direction::Forward {
         return false;
     }
-    if meta.origin == Origin::Tunnel && !keys::is_of_sender(frame, meta, tables) {
+    if meta.origin == Origin::Tunnel && !keys::comes_from(found.sender(), frame, meta, tables) {
         return false;
     }
     found.record(flags, meta.ip_len, now.tick);
@@ -110,9 +110,21 @@ fn follow<A: Address>(
 /// What the parser would have asked for, had it not asked for the flow.
 #[cold]
 fn ask_for_route(frame: &Frame, meta: &Meta, tables: &Snapshot) {
+    let is_tunnel = meta.origin == Origin::Tunnel;
     match meta.kind {
-        Kind::Ipv4 => tables.routes.v4.prefetch(meta.destination),
-        Kind::Ipv6 => tables.routes.v6.prefetch(key_v6(frame, meta).destination),
+        Kind::Ipv4 => {
+            tables.routes.v4.prefetch(meta.destination);
+            if is_tunnel {
+                tables.routes.v4.prefetch(meta.source);
+            }
+        }
+        Kind::Ipv6 => {
+            let key = key_v6(frame, meta);
+            tables.routes.v6.prefetch(key.destination);
+            if is_tunnel {
+                tables.routes.v6.prefetch(key.source);
+            }
+        }
         Kind::Arp | Kind::LinkV6 => {}
     }
 }

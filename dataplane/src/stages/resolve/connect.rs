@@ -81,7 +81,7 @@ fn step<A: Family>(
             return Err(Verdict::Drop(DropReason::TcpBadFlags));
         }
         match revise::<A>(half, flags, cx) {
-            Revised::GoesOn => return follow_routed::<A>(half, meta, flags, cx),
+            Revised::GoesOn => return follow_routed::<A>(half, (frame, meta), flags, cx),
             Revised::IsOver(gone) => forget::<A>(gone, cx),
         }
     }
@@ -118,18 +118,18 @@ fn step<A: Family>(
     if let (true, Err(Verdict::HandOver(home))) = (meta.is_fragment, &opened) {
         fragments::goes_on(frame, meta, *home, cx);
     }
-    follow_routed::<A>(opened?, meta, flags, cx)
+    follow_routed::<A>(opened?, (frame, meta), flags, cx)
 }
 
 /// As [`follow`], of a packet that was routed and so found to be of the flow: those behind it need not be.
 fn follow_routed<A: Family>(
     half: HalfId,
-    meta: &mut Meta,
+    (frame, meta): (&Frame, &mut Meta),
     tcp_flags: u8,
     cx: &mut Context<'_>,
 ) -> Result<(), Verdict> {
     follow::<A>(half, meta, tcp_flags, cx)?;
-    A::table(cx.flows).half_mut(half).ask_for();
+    A::table(cx.flows).half_mut(half).ask_for(keys::sender(frame, meta, cx.tables));
     Ok(())
 }
 
