@@ -302,6 +302,7 @@ impl<A: Address> FlowTable<A> {
     }
 
     /// All three passes for one packet. `hash` is that of the key.
+    #[inline(always)]
     #[must_use]
     pub fn find(&self, hash: u32, key: &FlowKey<A>) -> Option<HalfId> {
         self.index

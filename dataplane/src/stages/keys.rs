@@ -277,14 +277,16 @@ fn is_of_sender_after_all(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> 
 }
 
 /// The peer that has the source of a packet out of a tunnel, for [`comes_from`]: its index plus 1; 0: none has.
-#[inline(never)]
+#[inline(always)]
 #[must_use]
 pub fn sender(frame: &Frame, meta: &Meta, tables: &Snapshot) -> u32 {
-    match meta.origin {
-        Origin::Tunnel => match source(frame, meta, tables) {
-            Target::Peer(index) => index + 1,
-            _ => 0,
-        },
+    if meta.origin == Origin::Tunnel { peer_of_source(frame, meta, tables) } else { 0 }
+}
+
+#[inline(never)]
+fn peer_of_source(frame: &Frame, meta: &Meta, tables: &Snapshot) -> u32 {
+    match source(frame, meta, tables) {
+        Target::Peer(index) => index + 1,
         _ => 0,
     }
 }

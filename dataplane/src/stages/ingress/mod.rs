@@ -8,6 +8,7 @@ pub mod peer_check;
 pub mod source_check;
 mod usual;
 
+use self::parse::Asked;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
@@ -49,9 +50,11 @@ fn is_plain(
     cx: &Context<'_>,
 ) -> bool {
     let passes = if let Some(packet) = Simple::read(frame.bytes()) {
-        source_check::passes(&packet, sender, cx.tables) && parse::parse_simple(&packet, meta, cx)
+        source_check::passes(&packet, sender, cx.tables)
+            && parse::parse_simple(&packet, meta, Asked::Destination, cx)
     } else if let Some(packet) = Simple6::read(frame.bytes()) {
-        source_check::passes6(&packet, sender, cx.tables) && parse::parse_simple6(&packet, meta, cx)
+        source_check::passes6(&packet, sender, cx.tables)
+            && parse::parse_simple6(&packet, meta, Asked::Destination, cx)
     } else {
         false
     };

@@ -70,14 +70,19 @@ pub(super) fn parse_v4(bytes: &[u8], meta: &mut Meta, cx: &Context<'_>) -> Resul
         read_ports(meta, ip.payload());
     }
     meta.hash = cx.flows.hash.of(&hashed(meta, meta.source, destination));
-    ask_v4(meta, cx);
+    ask_v4(meta, Asked::Destination, cx);
     Ok(())
 }
 
 /// Reads a simple packet as [`parse_v4`] would. Says whether that is all: a destination that is no
 /// host's is left to it.
 #[inline(always)]
-pub(super) fn parse_simple(packet: &Simple<'_>, meta: &mut Meta, cx: &Context<'_>) -> bool {
+pub(super) fn parse_simple(
+    packet: &Simple<'_>,
+    meta: &mut Meta,
+    asked: Asked,
+    cx: &Context<'_>,
+) -> bool {
     let destination = packet.destination();
     if !is_unicast_v4(destination) {
         return false;
@@ -96,13 +101,18 @@ pub(super) fn parse_simple(packet: &Simple<'_>, meta: &mut Meta, cx: &Context<'_
     meta.dont_fragment = packet.dont_fragment();
     meta.is_fragment = false;
     meta.hash = cx.flows.hash.of(&keys::key_v4(meta));
-    ask_v4(meta, cx);
+    ask_v4(meta, asked, cx);
     true
 }
 
 /// As [`parse_simple`], over IPv6: as [`parse_v6`] would.
 #[inline(always)]
-pub(super) fn parse_simple6(packet: &Simple6<'_>, meta: &mut Meta, cx: &Context<'_>) -> bool {
+pub(super) fn parse_simple6(
+    packet: &Simple6<'_>,
+    meta: &mut Meta,
+    asked: Asked,
+    cx: &Context<'_>,
+) -> bool {
     let destination = packet.destination();
     if destination == 0 || destination >> 120 == 0xff {
         return false;
@@ -119,28 +129,43 @@ pub(super) fn parse_simple6(packet: &Simple6<'_>, meta: &mut Meta, cx: &Context<
     meta.dont_fragment = true;
     meta.is_fragment = false;
     meta.hash = cx.flows.hash.of(&hashed(meta, packet.source(), destination));
-    ask_v6(meta, destination, cx);
+    ask_v6(meta, (packet.source(), destination), asked, cx);
     true
+}
+
+/// Of a packet without a flow: what will be looked up in the routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// What has its destination.
+    Destination,
+    /// And what has its source.
+    Both,
 }
 
 /// Asks for the line that is read first: of the flows' index, or of the routes.
 #[inline(always)]
-fn ask_v4(meta: &Meta, cx: &Context<'_>) {
+fn ask_v4(meta: &Meta, asked: Asked, cx: &Context<'_>) {
     if cx.flows.come_first {
         cx.flows.v4.prefetch(meta.hash);
-    } else {
-        cx.tables.routes.v4.prefetch(meta.destination);
+        return;
     }
+    if asked == Asked::Both {
+        cx.tables.routes.v4.prefetch(meta.source);
+    }
+    cx.tables.routes.v4.prefetch(meta.destination);
 }
 
 /// As [`ask_v4`], of IPv6.
 #[inline(always)]
-fn ask_v6(meta: &Meta, destination: u128, cx: &Context<'_>) {
+fn ask_v6(meta: &Meta, (source, destination): (u128, u128), asked: Asked, cx: &Context<'_>) {
     if cx.flows.come_first {
         cx.flows.v6.prefetch(meta.hash);
-    } else {
-        cx.tables.routes.v6.prefetch(destination);
+        return;
     }
+    if asked == Asked::Both {
+        cx.tables.routes.v6.prefetch(source);
+    }
+    cx.tables.routes.v6.prefetch(destination);
 }
 
 /// What is hashed of a packet: its key. All fragments of a packet have one hash; the later ones know no
@@ -175,7 +200,7 @@ pub(super) fn parse_v6(bytes: &[u8], meta: &mut Meta, cx: &Context<'_>) -> Resul
     let stays = destination >> 120 == 0xff || is_discovery(meta, bytes);
     meta.kind = if stays { Kind::LinkV6 } else { Kind::Ipv6 };
     meta.hash = cx.flows.hash.of(&hashed(meta, source, destination));
-    ask_v6(meta, destination, cx);
+    ask_v6(meta, (source, destination), Asked::Destination, cx);
     Ok(())
 }
 

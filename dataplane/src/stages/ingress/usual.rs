@@ -3,7 +3,7 @@
 
 use overlane_api::Mode;
 
-use super::parse;
+use super::parse::{self, Asked};
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Meta, Origin};
 use crate::stages::Context;
@@ -52,7 +52,7 @@ fn is_answer(ip: &Simple<'_>, meta: &mut Meta, cx: &Context<'_>) -> bool {
     if is_own && (tables.node.is_tunnel_port(port) || tables.host_ports.contains(port)) {
         return false;
     }
-    meta.is_answer = parse::parse_simple(ip, meta, cx);
+    meta.is_answer = parse::parse_simple(ip, meta, Asked::Destination, cx);
     meta.is_answer
 }
 
@@ -80,12 +80,8 @@ fn is_plain(frame: &Frame, outer: &Simple<'_>, meta: &mut Meta, cx: &Context<'_>
     if inner.is_group() {
         return false;
     }
-    if !parse::parse_simple(&inner, meta, cx) {
+    if !parse::parse_simple(&inner, meta, Asked::Both, cx) {
         return false;
-    }
-    // Its flow may know whose that is.
-    if !cx.flows.come_first {
-        tables.routes.v4.prefetch(meta.source);
     }
     meta.origin = Origin::Tunnel;
     meta.outer_source = outer.source();
@@ -132,17 +128,10 @@ fn is_plain6(frame: &Frame, meta: &mut Meta, cx: &Context<'_>) -> bool {
     }
     let end = simple6::L4 + usize::from(outer.payload_len());
     let Some(inner) = frame.bytes().get(PLAIN6..end) else { return false };
-    let asks = !cx.flows.come_first;
     let parsed = if let Some(inner) = Simple6::read(inner) {
-        if asks {
-            tables.routes.v6.prefetch(inner.source());
-        }
-        !inner.is_group() && parse::parse_simple6(&inner, meta, cx)
+        !inner.is_group() && parse::parse_simple6(&inner, meta, Asked::Both, cx)
     } else if let Some(inner) = Simple::read(inner) {
-        if asks {
-            tables.routes.v4.prefetch(inner.source());
-        }
-        !inner.is_group() && parse::parse_simple(&inner, meta, cx)
+        !inner.is_group() && parse::parse_simple(&inner, meta, Asked::Both, cx)
     } else {
         false
     };
