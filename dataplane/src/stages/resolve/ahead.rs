@@ -14,7 +14,7 @@ use super::family::Family;
 use super::{egress, service};
 use crate::packet::flow_key::{FlowKey, Transport};
 use crate::packet::frame::Frame;
-use crate::packet::meta::{Kind, Meta, Origin, Route};
+use crate::packet::meta::{Kind, Meta, Origin, Route, Target};
 use crate::packet::vector::{VECTOR, Vector};
 use crate::stages::Context;
 use crate::stages::keys::{self, Wish};
@@ -51,7 +51,7 @@ enum To {
 pub(super) struct Found<A> {
     /// The service, and the backend.
     pub(super) chosen: service::Chosen<A>,
-    /// The backend's route.
+    /// The backend's route; the peer that it leads to was asked for.
     pub(super) route: Route,
 }
 
@@ -191,6 +191,16 @@ fn rounds<A: Family>(ahead: &mut Ahead<A>, cx: &mut Context<'_>) {
         one.found = is_certain.then_some(Found { chosen, route: Route::default() });
     }
     for found in all.iter_mut().filter_map(|one| one.found.as_mut()) {
-        found.route = found.chosen.address.route(cx.tables);
+        found.route = route(found.chosen.address, cx);
     }
+}
+
+/// The route to `destination`; the peer that it leads to is asked for, as it is read when all flows of
+/// the vector are open.
+pub(super) fn route<A: Family>(destination: A, cx: &Context<'_>) -> Route {
+    let route = destination.route(cx.tables);
+    if let Target::Peer(index) = route.target() {
+        cx.tables.peers.prefetch(index);
+    }
+    route
 }

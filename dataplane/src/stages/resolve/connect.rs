@@ -338,12 +338,8 @@ fn open<A: Family>(
     let route = match found {
         Some(found) => found.route,
         None if is_as_routed => meta.route,
-        None => to.destination.route(cx.tables),
+        None => ahead::route(to.destination, cx),
     };
-    if let Target::Peer(index) = route.target() {
-        // It is read when all flows of the vector are open.
-        cx.tables.peers.prefetch(index);
-    }
     let direct_way = direct::way(route, cx.tables).filter(|_| is_direct);
     // Nor does a backend here need another's address to answer by, if it may answer.
     keeps_client |= is_direct && matches!(route.target(), Target::Endpoint(_));
