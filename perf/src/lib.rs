@@ -5,6 +5,7 @@
 //! - [`baseline`]: have the instructions for a packet risen?
 //! - [`tables`], [`services`]: what the tables cost with a large cluster in them.
 //! - [`connections`]: what many services, flows and workers do to connections.
+//! - [`crossing`]: what a second worker gives, when answers arrive at the wrong one.
 //! - [`search`]: the highest load with little enough loss, by trials of a [`trial::Measurer`].
 //! - [`steady`]: what a worker does besides moving packets: nothing, as this shows.
 //!
@@ -29,6 +30,7 @@
 )]
 
 pub mod about;
+pub mod bare_lane;
 pub mod baseline;
 pub mod bed;
 pub mod bed_commands;
@@ -37,6 +39,7 @@ pub mod child;
 pub mod compare;
 pub mod connections;
 pub mod counters;
+pub mod crossing;
 pub mod device;
 pub mod ends;
 pub mod error;

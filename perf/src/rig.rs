@@ -84,7 +84,8 @@ impl Rig {
         let topology = Topology::new(load.peers, load.endpoints)?;
         // What is handed over waits in the queues between workers, and then is the other's to keep.
         let between = if workers > 1 { FRAMES_BETWEEN } else { 0 };
-        let chunks = workers * (load.frames + SPARE_FRAMES + between);
+        let ports = if load.both_ways { 2 } else { 1 };
+        let chunks = workers * (ports * load.frames + SPARE_FRAMES + between);
         let capacity = u32::try_from(load.flows).unwrap_or(u32::MAX);
         let capacity = capacity.saturating_add(capacity / 4).max(1 << 14);
         let bench = Bench::with_flows(workers, chunks, capacity).map_err(PerfError::Node)?;
@@ -123,6 +124,10 @@ impl Rig {
             let forward = Scenario { way: answered, ..scenario };
             for (number, (worker, [first, _])) in pods.into_iter().enumerate() {
                 rig.open_flows((forward, load), topology, number, (worker, first))?;
+                if load.both_ways {
+                    let going_on = Flows::new(forward, load, topology, number).port(load)?;
+                    rig.bench.add_port(worker, first, Origin::Endpoint, going_on);
+                }
             }
             rig.answer_flows(load, topology)?;
         }

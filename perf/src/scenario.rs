@@ -151,6 +151,8 @@ pub struct Load {
     pub services: usize,
     /// Do half of the answers arrive at another worker than the one that has their flow?
     pub crossed: bool,
+    /// Of answers: do the packets that they answer go on arriving, at the worker of their pod?
+    pub both_ways: bool,
 }
 
 impl Default for Load {
@@ -164,6 +166,7 @@ impl Default for Load {
             frames: 256,
             services: 100,
             crossed: false,
+            both_ways: false,
         }
     }
 }

@@ -9,7 +9,7 @@
 )]
 
 use super::pool::UmemId;
-use super::prefetch::prefetch;
+use super::prefetch::{LINE, prefetch};
 
 /// Bytes in front of a received packet: what the kernel leaves free (`XDP_PACKET_HEADROOM`), and
 /// so the room into which encapsulation moves the frame's start.
@@ -108,6 +108,15 @@ impl Frame {
     #[inline]
     pub fn prefetch(&self) {
         prefetch(self.chunk.as_ptr().wrapping_add(usize::from(self.start)));
+    }
+
+    /// Asks for both lines that the headers of a packet and of the tunnel around it take, where they are another
+    /// core's.
+    #[inline]
+    pub fn prefetch_headers(&self) {
+        let start = self.chunk.as_ptr().wrapping_add(usize::from(self.start));
+        prefetch(start);
+        prefetch(start.wrapping_add(LINE));
     }
 
     /// The packet.

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Asks for the cache line that holds `place` to be brought near, for reading.
 #[inline(always)]

@@ -1,5 +1,5 @@
-//! Packets from worker to worker: one lock-free single-producer queue for each ordered pair, and a
-//! bell that wakes a sleeping worker.
+//! Packets from worker to worker: two lock-free single-producer queues for each ordered pair, one for packets with
+//! what is known about them and one for frames as they came, and a bell that wakes a sleeping worker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -7,17 +7,30 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rtrb::{Consumer, Producer, RingBuffer};
 
+use crate::packet::frame::Frame;
 use crate::packet::vector::Packet;
+use crate::packet::verdict::PortId;
 
 /// Packets that one lane of so many workers holds: those of an RX ring, in which a TCP window finds room,
-/// where that does not take memory from everything else. A packet in a lane takes 128 bytes, and lanes are as many as
-/// ordered pairs.
+/// where that does not take memory from everything else. A packet in a lane takes 128 bytes, a frame as it came 24,
+/// and there are two lanes for each ordered pair.
 const fn lane(workers: usize) -> usize {
     match workers {
         0..=4 => 4096,
         5..=8 => 2048,
         _ => 1024,
     }
+}
+
+/// A frame as it came to another worker.
+#[derive(Debug)]
+pub struct Arrived {
+    /// The frame.
+    pub frame: Frame,
+    /// As in [`Packet`].
+    pub received_ns: u32,
+    /// The port it came by.
+    pub port: PortId,
 }
 
 /// Wakes one worker.
@@ -70,6 +83,10 @@ pub struct Lanes {
     pub incoming: Vec<Option<Consumer<Packet>>>,
     /// To each other worker; none to itself.
     pub outgoing: Vec<Option<Producer<Packet>>>,
+    /// As [`Lanes::incoming`], of frames as they came.
+    pub passed_in: Vec<Option<Consumer<Arrived>>>,
+    /// As [`Lanes::outgoing`].
+    pub passed_out: Vec<Option<Producer<Arrived>>>,
     /// The bells of all workers, by number.
     pub bells: Arc<[Bell]>,
 }
@@ -86,6 +103,8 @@ impl Lanes {
             .map(|_| Self {
                 incoming: (0..workers).map(|_| None).collect(),
                 outgoing: (0..workers).map(|_| None).collect(),
+                passed_in: (0..workers).map(|_| None).collect(),
+                passed_out: (0..workers).map(|_| None).collect(),
                 bells: bells.clone(),
             })
             .collect();
@@ -94,6 +113,9 @@ impl Lanes {
                 let (producer, consumer) = RingBuffer::new(lane(workers));
                 all[from].outgoing[to] = Some(producer);
                 all[to].incoming[from] = Some(consumer);
+                let (producer, consumer) = RingBuffer::new(lane(workers));
+                all[from].passed_out[to] = Some(producer);
+                all[to].passed_in[from] = Some(consumer);
             }
         }
         Ok(all)
@@ -125,6 +147,8 @@ mod tests {
             for other in 0..3 {
                 assert_eq!(mine.incoming[other].is_some(), other != me);
                 assert_eq!(mine.outgoing[other].is_some(), other != me);
+                assert_eq!(mine.passed_in[other].is_some(), other != me);
+                assert_eq!(mine.passed_out[other].is_some(), other != me);
             }
         }
     }

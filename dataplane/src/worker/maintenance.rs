@@ -173,6 +173,14 @@ impl<P: Port> Worker<P> {
                 self.discard(packet.frame, crate::packet::drop::DropReason::PortGone);
             }
         }
+        for number in 0..self.parts.lanes.passed_in.len() {
+            while let Some(Ok(arrived)) =
+                self.parts.lanes.passed_in[number].as_mut().map(rtrb::Consumer::pop)
+            {
+                self.counters.received += 1;
+                self.discard(arrived.frame, crate::packet::drop::DropReason::PortGone);
+            }
+        }
         for pool in &mut self.pools {
             pool.drain();
         }

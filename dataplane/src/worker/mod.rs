@@ -16,11 +16,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayVec;
 use crossbeam::channel::{Receiver, Sender};
 use overlane_api::WorkerId;
 
 use self::errands::Errand;
-use self::handoff::Lanes;
+use self::handoff::{Arrived, Lanes};
 use self::hold::Held;
 use self::maintenance::PortBlock;
 use self::stopwatch::Stopwatch;
@@ -34,7 +35,7 @@ use crate::packet::vector::{Packet, VECTOR, Vector};
 use crate::packet::verdict::{PortId, Verdict};
 use crate::stages::transmit::coalesce::Runs;
 use crate::stages::transmit::icmp_error::RateLimit;
-use crate::stages::{self, Context, FirstFragments, Notice, Notices};
+use crate::stages::{self, Context, FirstFragments, Notice, Notices, PassedOn};
 use crate::stats::counters::{Counters, Published};
 use crate::stats::dwell::Side;
 use crate::tables::external::External;
@@ -149,7 +150,12 @@ pub struct Worker<P> {
     inside: Option<Box<Vector>>,
     uplink: Option<Box<Vector>>,
     handed: Option<Box<Vector>>,
+    passed: Option<Box<Vector>>,
+    /// When other workers received the frames that these have passed on, as in [`Arrived`].
+    passed_ns: ArrayVec<u32, VECTOR>,
     made: Vector,
+    /// Of the vector under way, what other workers begin with anew; empty between vectors.
+    passed_on: PassedOn,
     /// Frames that may leave as few packets; empty between vectors.
     runs: Option<Box<Runs>>,
     /// Sends for all ports; none: each sends by itself.
@@ -170,6 +176,8 @@ pub struct Worker<P> {
     rang: u64,
     /// By worker: what the vector under way gives it, to be put into its lane together.
     handing: Vec<Vec<Packet>>,
+    /// The same of frames as they came.
+    passing: Vec<Vec<Arrived>>,
     stopwatch: Stopwatch,
     started: Instant,
     /// Time that passed without passing: see [`Worker::advance`].
@@ -189,6 +197,7 @@ impl<P: Port> Worker<P> {
     pub fn new(parts: Parts<P>) -> Self {
         let pools = parts.depots.iter().map(|d| FramePool::new(d.clone(), POOL_KEEP)).collect();
         let handing = parts.lanes.outgoing.iter().map(|_| Vec::with_capacity(VECTOR)).collect();
+        let passing = parts.lanes.outgoing.iter().map(|_| Vec::with_capacity(VECTOR)).collect();
         Self {
             parts,
             slots: Vec::new(),
@@ -203,7 +212,10 @@ impl<P: Port> Worker<P> {
             inside: Some(Box::default()),
             uplink: Some(Box::default()),
             handed: Some(Box::default()),
+            passed: Some(Box::default()),
+            passed_ns: ArrayVec::new(),
             made: Vector::default(),
+            passed_on: PassedOn::new(),
             runs: Some(Box::default()),
             burst: None,
             held: Held::default(),
@@ -216,6 +228,7 @@ impl<P: Port> Worker<P> {
             link_messages: false,
             rang: 0,
             handing,
+            passing,
             stopwatch: Stopwatch::new(),
             started: Instant::now(),
             skipped_ns: 0,
@@ -235,9 +248,11 @@ impl<P: Port> Worker<P> {
             self.release_held();
         }
         self.parts.flows.expire(Flows::tick(self.now_ns));
+        self.take_passed();
         let mut work = self.receive_inside();
         work += self.receive_uplink();
         work += self.receive_handed();
+        work += self.process_passed();
         if work > 0 {
             self.after_work();
         }
@@ -347,9 +362,47 @@ impl<P: Port> Worker<P> {
             self.counters.received += work as u64;
             let left = stopwatch::left(&self.counters);
             self.process(&mut handed, stages::from_worker);
-            self.stopwatch.handed_left(stopwatch::left(&self.counters) - left);
+            self.stopwatch.handed_left(0, stopwatch::left(&self.counters) - left);
         }
         self.handed = Some(handed);
+        work
+    }
+
+    /// Takes frames from other workers, as they came to these, and asks for their lines: they come while this worker
+    /// does what has come to its own ports.
+    fn take_passed(&mut self) {
+        let Some(passed) = self.passed.as_deref_mut() else { return };
+        let lanes = &mut self.parts.lanes.passed_in;
+        let first = self.first_lane.min(lanes.len());
+        let (before, after) = lanes.split_at_mut(first);
+        for lane in after.iter_mut().chain(before).flatten() {
+            // All at once: the other worker's line is asked for once, not for each packet.
+            let count = lane.slots().min(VECTOR - passed.len());
+            let Ok(arrived) = lane.read_chunk(count) else { continue };
+            for Arrived { frame, port, received_ns } in arrived {
+                frame.prefetch_headers();
+                // There is room: just looked.
+                passed.frames.push(frame);
+                passed.meta.push(Meta::new(port, Origin::Uplink));
+                self.passed_ns.push(received_ns);
+            }
+        }
+    }
+
+    /// Processes what other workers have passed on, as what has come by this one's own ports.
+    fn process_passed(&mut self) -> usize {
+        let mut passed = self.passed.take().unwrap_or_default();
+        let work = passed.len();
+        if work > 0 {
+            self.counters.received += work as u64;
+            let (before, left) = (self.stopwatch.handed(), stopwatch::left(&self.counters));
+            for received_ns in self.passed_ns.drain(..) {
+                self.stopwatch.take_over(received_ns);
+            }
+            self.process(&mut passed, stages::from_uplink);
+            self.stopwatch.handed_left(before, stopwatch::left(&self.counters) - left);
+        }
+        self.passed = Some(passed);
         work
     }
 
@@ -404,6 +457,7 @@ impl<P: Port> Worker<P> {
             now_ns: self.now_ns,
             pool,
             made: &mut self.made,
+            passed_on: &mut self.passed_on,
             flows: &mut self.parts.flows,
             first_fragments: &mut self.first_fragments,
             icmp_limit: &mut self.icmp_limit,

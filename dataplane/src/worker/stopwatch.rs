@@ -44,7 +44,7 @@ pub(super) struct Stopwatch {
     /// Vectors whose packets are on TX rings: where they came from, when, and how many have left.
     leaving: ArrayVec<(Side, u64, u64), 2>,
     /// When the packets of the vector from other workers were received, those that are timed.
-    handed: ArrayVec<u32, VECTOR>,
+    handed: ArrayVec<u32, { 2 * VECTOR }>,
 }
 
 impl std::fmt::Debug for Stopwatch {
@@ -122,15 +122,21 @@ impl Stopwatch {
     #[inline]
     pub(super) fn take_over(&mut self, received_ns: u32) {
         if received_ns != 0 {
-            // As many as packets of a vector.
+            // As many as packets of two vectors: those handed over, and those passed on.
             let _ = self.handed.try_push(received_ns);
         }
     }
 
-    /// Of the packets that came from another worker, so many have left.
+    /// Timed packets that came from other workers in this round.
     #[inline]
-    pub(super) fn handed_left(&mut self, packets: u64) {
-        self.handed.truncate(usize::try_from(packets).unwrap_or(VECTOR));
+    pub(super) fn handed(&self) -> usize {
+        self.handed.len()
+    }
+
+    /// Of the packets that came from another worker since there were `before` of them, so many have left.
+    #[inline]
+    pub(super) fn handed_left(&mut self, before: usize, packets: u64) {
+        self.handed.truncate(before + usize::try_from(packets).unwrap_or(VECTOR));
     }
 
     /// Is there something to be counted when the TX rings have been given to the kernel?

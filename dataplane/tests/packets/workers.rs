@@ -4,8 +4,8 @@
 use overlane_api::{Change, Mode, Object, ObjectKey, Underlay};
 use overlane_dataplane::testing::{Place, objects};
 
-use super::bed::{Bed, FORWARDED, UPLINK, expect, pod};
-use super::build::{down, pod_ip, udp, up};
+use super::bed::{Bed, FORWARDED, TUNNELS, UPLINK, expect, pod};
+use super::build::{Packet, Tunnel, between, down, pod_ip, udp, up};
 
 #[test]
 fn a_packet_handed_over_meets_the_tables_of_its_arrival() {
@@ -136,6 +136,89 @@ fn packets_on_their_way_to_a_worker_come_back_when_the_node_ends() {
     let sent = udp(pod_ip(0, 0, 0), pod_ip(0, 1, 0), b"x").frame(up(0));
     assert!(bed.node.inject(&pod(0), &sent));
     assert_eq!(bed.node.bench().workers[0].poll(), 1);
+    for worker in &mut bed.node.bench().workers {
+        worker.close();
+        assert_eq!(worker.counters().residual(), 0);
+    }
+    let depot = bed.node.bench().depot.clone();
+    assert_eq!(depot.free(), depot.chunks());
+}
+
+/// A datagram from b's pod to pod 2, whose home is worker 1, as it comes to worker 0.
+fn to_another_home(mode: Mode, underlay: Underlay, family: usize) -> (Packet, Tunnel) {
+    let tunnel = Tunnel { sum: underlay == Underlay::Ipv6, ..Tunnel::from_peer(1, mode, underlay) };
+    (udp(pod_ip(1, 0, family), pod_ip(0, 1, family), b"from b"), tunnel)
+}
+
+#[test]
+fn a_packet_out_of_a_tunnel_is_judged_at_its_pods_home() {
+    for (mode, underlay) in TUNNELS {
+        for family in 0..2 {
+            let mut bed = Bed::with(2, objects::cluster(mode, underlay, 2));
+            let (sent, tunnel) = to_another_home(mode, underlay, family);
+            let before = bed.node.counters();
+            for _ in 0..3 {
+                assert!(bed.node.inject(&UPLINK, &tunnel.wrap(&sent.frame(between(1, 0)))));
+                bed.node.run();
+                let arrived = sent.clone().ttl(sent.ttl - 1).frame(down(1));
+                assert_eq!(bed.node.collect(), [(pod(1), arrived)]);
+            }
+            expect(&bed.node, &before, &[("received", 6), ("sent", 6), ("handed_over", 3)]);
+            // Another peer's pod does not send from b, whoever is asked.
+            let spoofed = Packet { source: pod_ip(2, 0, family), ..sent.clone() };
+            let before = bed.node.counters();
+            assert!(bed.node.inject(&UPLINK, &tunnel.wrap(&spoofed.frame(between(1, 0)))));
+            bed.node.run();
+            assert_eq!(bed.node.collect(), []);
+            let reason = overlane_dataplane::packet::drop::DropReason::InnerSpoofedSource as usize;
+            let dropped = |worker: usize, bed: &mut Bed| {
+                bed.node.bench().workers[worker].counters().dropped[reason]
+            };
+            assert_eq!(dropped(0, &mut bed) + dropped(1, &mut bed), 1);
+            // What is in no way unusual goes on as it came.
+            if (underlay, family) == (Underlay::Ipv4, 0) {
+                assert_eq!(dropped(1, &mut bed), 1);
+                let counted = [
+                    ("received", 2),
+                    ("sent", 1),
+                    ("handed_over", 1),
+                    ("dropped.inner_spoofed_source", 1),
+                ];
+                expect(&bed.node, &before, &counted);
+            }
+            bed.close();
+        }
+    }
+}
+
+#[test]
+fn frames_that_are_passed_on_keep_their_order_and_fill_their_lane_only() {
+    let mut bed = Bed::with(9, objects::cluster(Mode::Geneve, Underlay::Ipv4, 9));
+    let (_, tunnel) = to_another_home(Mode::Geneve, Underlay::Ipv4, 0);
+    for number in 0..1100_u16 {
+        let payload = number.to_be_bytes();
+        let sent = udp(pod_ip(1, 0, 0), pod_ip(0, 1, 0), &payload).frame(between(1, 0));
+        assert!(bed.node.inject(&UPLINK, &tunnel.wrap(&sent)));
+        let _ = bed.node.bench().workers[0].poll();
+    }
+    let counters = *bed.node.bench().workers[0].counters();
+    let full = overlane_dataplane::packet::drop::DropReason::HandoffFull;
+    assert_eq!(counters.handed_over, 1024);
+    assert_eq!(counters.dropped[full as usize], 1100 - 1024);
+    let mut delivered = Vec::new();
+    for _ in 0..20 {
+        for worker in &mut bed.node.bench().workers[1..] {
+            let _ = worker.poll();
+        }
+        delivered.extend(bed.node.to_pod(&objects::pod_name(0, 1)));
+    }
+    let numbers: Vec<u16> =
+        delivered.iter().map(|frame| u16::from_be_bytes(*frame.last_chunk().unwrap())).collect();
+    assert_eq!(numbers, (0..1024).collect::<Vec<_>>());
+    // One more is on its way when the node ends.
+    let last = udp(pod_ip(1, 0, 0), pod_ip(0, 1, 0), b"x").frame(between(1, 0));
+    assert!(bed.node.inject(&UPLINK, &tunnel.wrap(&last)));
+    let _ = bed.node.bench().workers[0].poll();
     for worker in &mut bed.node.bench().workers {
         worker.close();
         assert_eq!(worker.counters().residual(), 0);

@@ -42,19 +42,11 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
 #[inline(never)]
 pub(super) fn again(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) {
     *meta = Meta::new(meta.port, Origin::Uplink);
-    if !put_back(frame) {
+    if !usual::put_back(frame) {
         meta.verdict = Verdict::Drop(DropReason::OuterTruncated);
     } else if let Err(verdict) = step(frame, meta, cx) {
         meta.verdict = verdict;
     }
-}
-
-/// Makes the frame what it was before [`usual::is_plain`]: all bytes are still in the chunk.
-fn put_back(frame: &mut Frame) -> bool {
-    let Ok(bytes) = frame.prepend(usual::PLAIN) else { return false };
-    let ip = bytes.get(ethernet::HEADER_LEN..).and_then(<[u8]>::first_chunk::<4>);
-    let Some(&[_, _, high, low]) = ip else { return false };
-    frame.set_len(ethernet::HEADER_LEN + usize::from(u16::from_be_bytes([high, low]))).is_ok()
 }
 
 /// As [`phase`], the long way for all.

@@ -2,6 +2,7 @@
 
 pub mod decap;
 pub mod fragments;
+pub mod home;
 pub mod parse;
 pub mod path_mtu;
 pub mod peer_check;

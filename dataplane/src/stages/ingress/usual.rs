@@ -13,7 +13,7 @@ use crate::wire::simple6::{self, Simple6};
 use crate::wire::{ethernet, geneve, protocol, udp};
 
 /// Bytes that [`is_plain`] takes off: Ethernet, IPv4, UDP and a tunnel header without options.
-pub(super) const PLAIN: usize = simple::L4 + udp::HEADER_LEN + geneve::HEADER_LEN;
+const PLAIN: usize = simple::L4 + udp::HEADER_LEN + geneve::HEADER_LEN;
 
 /// The same over IPv6.
 const PLAIN6: usize = simple6::L4 + udp::HEADER_LEN + geneve::HEADER_LEN;
@@ -87,6 +87,14 @@ fn is_plain(frame: &Frame, outer: &Simple<'_>, meta: &mut Meta, cx: &Context<'_>
     meta.outer_source = outer.source();
     meta.tunnel = mode;
     true
+}
+
+/// Makes the frame what it was before [`is_plain`]: all bytes are still in the chunk. Says whether it is.
+pub(super) fn put_back(frame: &mut Frame) -> bool {
+    let Ok(bytes) = frame.prepend(PLAIN) else { return false };
+    let ip = bytes.get(ethernet::HEADER_LEN..).and_then(<[u8]>::first_chunk::<4>);
+    let Some(&[_, _, high, low]) = ip else { return false };
+    frame.set_len(ethernet::HEADER_LEN + usize::from(u16::from_be_bytes([high, low]))).is_ok()
 }
 
 /// The tunnel whose port is among `ports`, if the header at the end of `headers` is as nearly all are: without

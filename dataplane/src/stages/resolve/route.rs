@@ -7,8 +7,8 @@ use crate::stages::{Context, keys};
 use crate::tables::Snapshot;
 use crate::wire::{ethernet, peek};
 
-/// Routes every undecided packet of the vector that has no flow yet. Lines of the routing table were asked for when
-/// the packet was parsed; those of the peers are asked for here.
+/// Routes every undecided packet of the vector that has no flow and no route (`ingress/home`) yet. Lines of the
+/// routing table were asked for when the packet was parsed; those of the peers are asked for here.
 ///
 /// Says whether any packet may be of a flow: none is whose destination is another node's.
 #[inline(never)]
@@ -17,7 +17,9 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
     let mut may_have_flow = false;
     for (frame, meta) in vector.packets() {
         if meta.is_pending() && meta.flow == 0 {
-            find(frame, meta, cx.tables);
+            if !meta.route.is_some() {
+                find(frame, meta, cx.tables);
+            }
             may_have_flow |= match meta.route.target() {
                 Target::Peer(_) => false,
                 Target::Endpoint(_) => any_flow,
