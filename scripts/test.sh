@@ -125,17 +125,8 @@ stage_unit() {
 
 stage_instructions() {
   if ! command -v valgrind > /dev/null; then skip instructions "needs valgrind: scripts/install-deps.sh --test"; return; fi
-  if [ "$LENGTH" = long ]; then
-    run instructions "instructions for a packet" count_instructions
-  else
-    # Another machine's libraries count a little differently: a quick run only says so.
-    run instructions "instructions for a packet" tell_instructions
-  fi
+  run instructions "instructions for a packet" count_instructions
   sed -n 's/^warning: /    warning: /p' "$LOGS/instructions.log" >&2
-}
-
-tell_instructions() {
-  count_instructions || echo "warning: more instructions for a packet than perf/baseline.json; --long fails on that"
 }
 
 count_instructions() {

@@ -197,7 +197,7 @@ enum Command {
         output: Output,
     },
     /// Makes one HTML page, with plots, of results that other commands wrote with -o json; without
-    /// any it measures first, for some ten minutes, as root with a comparison and latencies.
+    /// any it measures first, for some four minutes, as root with a comparison and latencies.
     Report {
         /// The results.
         results: Vec<PathBuf>,
