@@ -154,7 +154,7 @@ pub enum Forwarding {
     #[default]
     Snat,
     /// Direct server return: with the client's address, and the frontend in a tunnel option;
-    /// the backend's node answers the client.
+    /// the backend's node answers the client, at a node port with the address of the node that was asked.
     Dsr,
 }
 

@@ -80,6 +80,13 @@ impl Target {
     pub const fn is_underlay(self) -> bool {
         matches!(self, Self::Underlay(_) | Self::UnderlayUnknown)
     }
+
+    /// Is it outside of the cluster?
+    #[inline]
+    #[must_use]
+    pub const fn is_outside(self) -> bool {
+        matches!(self, Self::None) || self.is_underlay()
+    }
 }
 
 impl Route {

@@ -78,6 +78,8 @@ pub struct PeerEntry {
     pub mtu: u16,
     /// Its IPv4 address, host order; 0: none.
     pub v4: u32,
+    /// Has it an IPv6 address?
+    pub has_v6: bool,
     /// The kind of tunnel that the peer may send us; none: it may not.
     pub accepts: Option<Mode>,
 }
@@ -98,6 +100,7 @@ impl PeerEntry {
             copy_dscp: false,
             mtu: 0,
             v4: 0,
+            has_v6: false,
             accepts: None,
         }
     }
@@ -116,6 +119,7 @@ impl PeerEntry {
         let mut entry = Self::free();
         entry.accepts = peer.mode.is_tunnel().then_some(peer.mode);
         entry.v4 = ipv4_of(peer).map_or(0, std::net::Ipv4Addr::to_bits);
+        entry.has_v6 = ipv6_of(peer).is_some();
         if peer.mode.is_tunnel() {
             entry.set_tunnel(node, peer, path_mtu);
         } else {

@@ -1,14 +1,37 @@
 #!/usr/bin/env bash
-# Direct server return: a balancer's address is at one node, the backend at the other, which answers
-# clients outside itself, as the service; the backend sees the client.
+# Direct server return: a balancer's address is at one node, and so is the node port that clients ask; the
+# backend is at the other, which answers clients outside itself, as the address that they asked; the backend
+# sees the client.
 # shellcheck source=dataplane/tests/netns/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # Of no node's network: the router is told where it is.
 VIP4=198.51.100.80 VIP6=2001:db8:100::80
-PORTS='80=8080/TCP 53=8080/UDP 7000=7000/TCP 7001=7000/UDP'
+PORTS='80=8080/TCP@30080 53=8080/UDP@30053 7000=7000/TCP@30700 7001=7000/UDP@30701'
+# The same without node ports, as slices have them.
+TARGETS=$(sed -E 's/@[0-9]+//g' <<< "$PORTS")
 
-vip() { case $1 in 4) printf '%s' "$VIP4" ;; 6) printf '%s' "$VIP6" ;; esac; }
+# asked KIND FAMILY: the address that clients ask. port_of KIND NAME: and the port there.
+asked() {
+  case $1-$2 in
+    balancer-4) printf '%s' "$VIP4" ;;
+    balancer-6) printf '%s' "$VIP6" ;;
+    node-4) node_ip4 a ;;
+    node-6) node_ip6 a ;;
+  esac
+}
+port_of() {
+  case $1-$2 in
+    balancer-web) echo 80 ;;
+    balancer-name) echo 53 ;;
+    balancer-tcp) echo 7000 ;;
+    balancer-udp) echo 7001 ;;
+    node-web) echo 30080 ;;
+    node-name) echo 30053 ;;
+    node-tcp) echo 30700 ;;
+    node-udp) echo 30701 ;;
+  esac
+}
 outside() { case $1 in 4) printf '%s' "$EXT4" ;; 6) printf '%s' "$EXT6" ;; esac; }
 
 # balanced FORWARDING: the service, whose backend is at b.
@@ -16,16 +39,17 @@ balanced() {
   # shellcheck disable=SC2086
   {
     LOAD_BALANCER="$VIP4 $VIP6" service_manifest web 10.96.0.80 fd98::80 $PORTS |
-      sed "s|name: web}|name: web, annotations: {overlane.io/forwarding: $1}}|
-        s|^  type: LoadBalancer|&\n  allocateLoadBalancerNodePorts: false|"
+      sed "s|name: web}|name: web, annotations: {overlane.io/forwarding: $1}}|"
     printf -- '---\n'
-    slice_manifests web "$PORTS" "b=$(pod_ip4 b 2)" "b=$(pod_ip6 b 2)"
+    slice_manifests web "$TARGETS" "b=$(pod_ip4 b 2)" "b=$(pod_ip6 b 2)"
   } | everywhere web
 }
 
-seen_by_tcp() { equal "the answer" "$(get ext "http://$(in_url "$1")/")" "b-pod2 $2"; }
-seen_by_udp() { equal "the answer" "$(ask ext "$1" 53)" "b-pod2 $2"; }
-udp_to() { at ext "$PYTHON" "$HERE/echo.py" udp "$1" 7001 10; }
+# Of clients that ask KIND FAMILY.
+seen_by_tcp() { equal "the answer" "$(get ext "http://$(in_url "$(asked "$1" "$2")"):$(port_of "$1" web)/")" "b-pod2 $3"; }
+seen_by_udp() { equal "the answer" "$(ask ext "$(asked "$1" "$2")" "$(port_of "$1" name)")" "b-pod2 $3"; }
+tcp_to() { at ext "$PYTHON" "$HERE/echo.py" tcp "$(asked "$1" "$2")" "$(port_of "$1" tcp)" "${3:-200000}"; }
+udp_to() { at ext "$PYTHON" "$HERE/echo.py" udp "$(asked "$1" "$2")" "$(port_of "$1" udp)" 10; }
 
 mac_of() { in_ns "$1" cat /sys/class/net/eth0/address; }
 # frames FILE FILTER: how many there are in the capture.
@@ -35,15 +59,20 @@ forwarding_is() { equal "forwarding" "$(overlane_cli a -o json service list | jq
 
 # served TITLE FAMILY CLIENT: clients are served, and this is whom the backend sees.
 served() {
-  check "$1, IPv$2: the backend's web server sees $3" wait_until 10 seen_by_tcp "$(vip "$2")" "$3"
-  check "$1, IPv$2: so does one of datagrams" seen_by_udp "$(vip "$2")" "$3"
-  check "$1, IPv$2: TCP, byte by byte" tcp_echo ext "$(vip "$2")"
-  check "$1, IPv$2: UDP" udp_to "$(vip "$2")"
+  local kind
+  for kind in balancer node; do
+    check "$1, $kind, IPv$2: the backend's web server sees $3" wait_until 10 seen_by_tcp "$kind" "$2" "$3"
+    check "$1, $kind, IPv$2: so does one of datagrams" seen_by_udp "$kind" "$2" "$3"
+    check "$1, $kind, IPv$2: TCP, byte by byte" tcp_to "$kind" "$2"
+    check "$1, $kind, IPv$2: UDP" udp_to "$kind" "$2"
+  done
 }
 
-# answered_by FILE NODE OTHER: the service's answers leave by that node, and none by the other.
+# answered_by KIND FILE NODE OTHER: the answers leave by that node, and none by the other.
 answered_by() {
   local answers="src host $VIP4 or src host $VIP6"
+  [ "$1" = balancer ] || answers="(src host $(node_ip4 a) or src host $(node_ip6 a)) and src portrange 30053-30701"
+  shift
   at_least "answers by $2" "$(frames "$1" "ether src $(mac_of "$2") and ($answers)")" 40
   equal "answers by $3" "$(frames "$1" "ether src $(mac_of "$3") and ($answers)")" 0
 }
@@ -60,7 +89,9 @@ for options in "4 1" "6 2"; do
   capture_begin "$WORK/pcap"
   for family in 4 6; do served "underlay $underlay" "$family" "$(outside "$family")"; done
   capture_end
-  check "underlay $underlay: the answers leave by the backend's node" answered_by "$WORK/pcap" b a
+  for kind in balancer node; do
+    check "underlay $underlay, $kind: the answers leave by the backend's node" answered_by "$kind" "$WORK/pcap" b a
+  done
   check "underlay $underlay: no pod's address on the underlay" no_pod_outside "$WORK/pcap"
   check "underlay $underlay: no bad checksum on the underlay" good_checksums "$WORK/pcap"
   if [ "$workers" = 1 ]; then
@@ -68,8 +99,10 @@ for options in "4 1" "6 2"; do
     link_in ext set eth0 mtu 1300
     ip -n "$(namespace ext)" route change default via 203.0.113.1 advmss 1460
     ip -n "$(namespace ext)" -6 route change default via 2001:db8:113::1 advmss 1440
-    for family in 4 6; do
-      check "IPv$family: 1 MB gets through a narrow path to the client" tcp_echo ext "$(vip "$family")" 1000000
+    for kind in balancer node; do
+      for family in 4 6; do
+        check "$kind, IPv$family: 1 MB gets through a narrow path to the client" tcp_to "$kind" "$family" 1000000
+      done
     done
     link_in ext set eth0 mtu 1500
     link_in net set net-ext mtu 1500

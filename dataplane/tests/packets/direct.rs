@@ -25,7 +25,7 @@ use super::services::service;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 const FIN_ACK: u8 = 17;
-const NODE_PORT: u16 = 30_080;
+pub const NODE_PORT: u16 = 30_080;
 const TOO_BIG: [(u8, u8); 2] = [(3, 4), (2, 0)];
 const NO_PORT: [(u8, u8); 2] = [(3, 3), (1, 4)];
 const GENEVE: [(Mode, Underlay); 2] =
@@ -172,13 +172,13 @@ fn where_the_backends_node_cannot_be_told_the_answers_come_back_here() {
         }
         service
     };
-    for (kind, tunnel, to_node) in [
-        ("vxlan", (Mode::Vxlan, Underlay::Ipv4), false),
-        ("native", (Mode::Native, Underlay::Ipv4), false),
-        ("snat", GENEVE[0], false),
-        ("node port", GENEVE[0], true),
-    ] {
-        for family in 0..2 {
+    let ways = [
+        ("vxlan", (Mode::Vxlan, Underlay::Ipv4)),
+        ("native", (Mode::Native, Underlay::Ipv4)),
+        ("snat", GENEVE[0]),
+    ];
+    for (kind, tunnel) in ways {
+        for (family, to_node) in [(0, false), (0, true), (1, false), (1, true)] {
             let mut bed = bed(tunnel, 1, vec![tcp(kind)]);
             let (to, port) = match to_node {
                 true => (node_ip(0, family), NODE_PORT),
@@ -395,7 +395,7 @@ fn what_only_seems_to_be_for_a_service_does_not_come_in() {
                 ((balancer(9, family), 80), unknown),
                 ((balancer(0, family), 81), unknown),
                 // Another pod's, one that is not forwarded so, one of another protocol, addresses that
-                // no other node answers at.
+                // are not the peer's to answer at.
                 ((balancer(1, family), 80), unknown),
                 ((balancer(3, family), 80), unknown),
                 ((balancer(4, family), 80), unknown),

@@ -13,6 +13,7 @@ mod connections_model;
 mod decap;
 mod delivery;
 mod direct;
+mod direct_asked;
 mod dwell;
 mod egress;
 mod egress_tables;

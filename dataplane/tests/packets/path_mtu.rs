@@ -24,7 +24,7 @@ const WAYS: [(Mode, Underlay); 5] = [
 ];
 
 /// The kinds of translation, with the service's backend and who sees the client's address.
-const KINDS: [(By, (u8, u8), Scope); 10] = [
+const KINDS: [(By, (u8, u8), Scope); 11] = [
     (By::ClusterIp, (1, 0), Scope::Cluster),
     (By::ClusterIp, (0, 1), Scope::Cluster),
     (By::NodePort, (1, 0), Scope::Cluster),
@@ -32,6 +32,7 @@ const KINDS: [(By, (u8, u8), Scope); 10] = [
     (By::LoadBalancer, (1, 0), Scope::Cluster),
     (By::LoadBalancer, (0, 1), Scope::Local),
     (By::Direct, (1, 0), Scope::Cluster),
+    (By::DirectNodePort, (1, 0), Scope::Cluster),
     (By::Snat, (1, 0), Scope::Cluster),
     (By::Gateway(0), (1, 0), Scope::Cluster),
     (By::Gateway(1), (1, 0), Scope::Cluster),
@@ -230,12 +231,12 @@ fn every(by: fn(By) -> bool, protocols: &[Protocol], test: impl Fn(Talk, Mode, U
                     continue;
                 }
                 // And a node is told of the service by Geneve.
-                if kind == By::Direct && mode != Mode::Geneve {
+                if kind.is_direct() && mode != Mode::Geneve {
                     continue;
                 }
                 for protocol in protocols.iter().copied() {
                     let gateway = if let By::Gateway(holder) = kind { Some(holder) } else { None };
-                    let direct = kind == By::Direct;
+                    let direct = kind.is_direct();
                     let forwarding = if direct { Forwarding::Dsr } else { Forwarding::Snat };
                     let cluster = Cluster {
                         mode,
@@ -267,14 +268,14 @@ fn overhead(mode: Mode, underlay: Underlay) -> usize {
 /// only what begins it.
 fn option(talk: &Talk) -> usize {
     match (talk.route.by, talk.protocol) {
-        (By::Direct, Protocol::Udp) => [12, 24][talk.route.family],
+        (by, Protocol::Udp) if by.is_direct() => [12, 24][talk.route.family],
         _ => 0,
     }
 }
 
 /// Does the way lead from one node to the other, and to the outside?
 fn crosses(talk: &Talk, sender: Sender) -> (bool, bool) {
-    if talk.route.by == By::Direct && sender == Sender::Server {
+    if talk.route.by.is_direct() && sender == Sender::Server {
         return (false, true);
     }
     let ends = [talk.route.client.0, talk.route.server.0];
@@ -342,7 +343,7 @@ fn path_mtu_is_discovered_through_load_balancer() {
 
 #[test]
 fn path_mtu_is_discovered_through_direct_return() {
-    discovery(|by| by == By::Direct);
+    discovery(By::is_direct);
 }
 
 #[test]

@@ -347,10 +347,19 @@ pub enum By {
     LoadBalancer,
     /// A load balancer's address; the backend's node answers the client itself.
     Direct,
+    /// The same by a node port.
+    DirectNodePort,
     /// Out of the cluster with the node's address.
     Snat,
     /// Out of the cluster with a gateway's, held by this node.
     Gateway(u8),
+}
+
+impl By {
+    /// Does the backend's node answer the client itself?
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::Direct | Self::DirectNodePort)
+    }
 }
 
 /// One way through the cluster: its ends, and the address that the client asks.
@@ -372,7 +381,9 @@ impl Route {
         let behind = (End::Pod(number, its_pod), pod_ip(number, its_pod, family), 8080);
         let (client, server, asked) = match by {
             By::ClusterIp => (pod, behind, (vip(0, family), 80)),
-            By::NodePort => (stranger, behind, (node_ip(0, family), NODE_PORT)),
+            By::NodePort | By::DirectNodePort => {
+                (stranger, behind, (node_ip(0, family), NODE_PORT))
+            }
             By::LoadBalancer | By::Direct => (stranger, behind, (load_balancer(family), 80)),
             By::Snat | By::Gateway(_) => {
                 (pod, (End::Outside, outside(family), 443), (outside(family), 443))

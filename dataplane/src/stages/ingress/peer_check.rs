@@ -65,8 +65,9 @@ fn comes_by_peer(meta: &mut Meta, tables: &Snapshot) -> bool {
     let entry = peer.checked_sub(1).and_then(|index| tables.peers.get(index));
     let is_peer = entry.is_some_and(|entry| entry.accepts == Some(meta.tunnel));
     let routes = &tables.routes.v4;
-    let comes =
-        is_peer && is_outside(routes.get(meta.source)) && is_pod(routes.get(meta.destination));
+    let comes = is_peer
+        && routes.get(meta.source).target().is_outside()
+        && is_pod(routes.get(meta.destination));
     if comes {
         meta.peer = peer;
         meta.needs_flow = true;
@@ -86,7 +87,7 @@ fn from_outside(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(),
         Kind::Ipv4 => (routes.v4.get(meta.source), routes.v4.get(meta.destination)),
         _ => (routes.v6.get(peek::source_v6(ip)), routes.v6.get(peek::destination_v6(ip))),
     };
-    if !has_outside(tables) && meta.service_option == 0 || !is_outside(from) {
+    if !has_outside(tables) && meta.service_option == 0 || !from.target().is_outside() {
         return Err(DropReason::InnerSpoofedSource);
     }
     if !is_pod(to) {
@@ -96,10 +97,6 @@ fn from_outside(frame: &Frame, meta: &mut Meta, tables: &Snapshot) -> Result<(),
     }
     meta.needs_flow = true;
     Ok(())
-}
-
-fn is_outside(from: Route) -> bool {
-    from.target() == Target::None || from.target().is_underlay()
 }
 
 fn is_pod(to: Route) -> bool {

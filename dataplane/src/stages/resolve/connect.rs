@@ -340,7 +340,7 @@ fn open<A: Family>(
         None if is_as_routed => meta.route,
         None => ahead::route(to.destination, cx),
     };
-    let direct_way = direct::way(route, cx.tables).filter(|_| is_direct);
+    let direct_way = direct::way(route, key.destination, cx.tables).filter(|_| is_direct);
     // Nor does a backend here need another's address to answer by, if it may answer.
     keeps_client |= is_direct && matches!(route.target(), Target::Endpoint(_));
     let is_leaving = route.target().is_underlay();

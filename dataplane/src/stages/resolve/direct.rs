@@ -5,8 +5,13 @@
 //! client <------------------------------ as VIP, by b's own way out <---- flow <----'
 //! ```
 //! The option is Cilium's. A connection's first packet has it, and every datagram; what comes without
-//! is of a flow that the first one left, or does not come in. Addresses that other nodes do not answer
-//! at (node ports), peers that are not reached by Geneve and SCTP are served by source NAT instead.
+//! is of a flow that the first one left, or does not come in. A node port is named by the address of the
+//! node where the client asks, and only that node can name it: the others have the port at their own. Clients
+//! inside of the cluster, peers that are not reached by Geneve, node ports of addresses that the other nodes
+//! do not know and SCTP are served by source NAT instead.
+//!
+//! The flow at the backend's node is known by the client's end and the backend's: who uses one port towards
+//! two services, or two nodes, that choose the same backend is not told apart there; the latest is served.
 
 use overlane_api::{Forwarding, FrontendKind};
 
@@ -22,20 +27,59 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Meta, Route, Target};
 use crate::stages::Context;
 use crate::tables::Snapshot;
-use crate::tables::services::ServiceEntry;
+use crate::tables::services::{FrontendRef, ServiceEntry};
 
-/// Does the backend's node answer clients of this frontend itself?
-pub(super) fn is_direct(service: &ServiceEntry, kind: FrontendKind, transport: Transport) -> bool {
-    let is_shared = matches!(kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp);
+/// Do the nodes of the service's backends answer its clients themselves?
+fn is_asked_for(service: &ServiceEntry, transport: Transport) -> bool {
     let is_carried = matches!(transport, Transport::Tcp | Transport::Udp);
-    service.forwarding == Forwarding::Dsr && is_shared && is_carried
+    service.forwarding == Forwarding::Dsr && is_carried
 }
 
-/// The way to a backend that has this route, if its node can be told of the service.
-pub(super) fn way(route: Route, tables: &Snapshot) -> Option<Route> {
+/// Does every node know the service by this address?
+fn is_shared(kind: FrontendKind) -> bool {
+    matches!(kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp)
+}
+
+/// Does the backend's node answer the client of this frontend itself?
+pub(super) fn is_direct<A: Family>(
+    service: &ServiceEntry,
+    kind: FrontendKind,
+    key: &FlowKey<A>,
+    tables: &Snapshot,
+) -> bool {
+    let is_known = match kind {
+        FrontendKind::NodePort => key.destination == A::own(tables),
+        kind => is_shared(kind),
+    };
+    // What another node or its pods send does not come from outside.
+    is_asked_for(service, key.transport())
+        && is_known
+        && key.source.route(tables).target().is_outside()
+}
+
+/// The way to a backend that has this route, if its node can be told of the service by the address that
+/// was asked.
+pub(super) fn way<A: Family>(route: Route, asked: A, tables: &Snapshot) -> Option<Route> {
     let Target::Peer(index) = route.target() else { return None };
     let peer = tables.peers.get(index).filter(|peer| peer.takes_options())?;
-    (peer.mtu != 0).then(|| Route::new(Target::Direct(index)))
+    // A node has node ports of the families that it has addresses of.
+    let is_known = asked != A::own(tables) || A::is_family_of(peer);
+    (peer.mtu != 0 && is_known).then(|| Route::new(Target::Direct(index)))
+}
+
+/// The service whose port at every node this is, if `address` is another node's own.
+pub(super) fn node_port_elsewhere<A: Family>(
+    address: A,
+    protocol: u8,
+    port: u16,
+    tables: &Snapshot,
+) -> Option<FrontendRef> {
+    if !address.is_peer(tables) {
+        return None;
+    }
+    // All nodes have it: this one's own says which service's it is.
+    let found = tables.services.frontend(A::own(tables).vip(tables)?, protocol, port)?;
+    (found.kind == FrontendKind::NodePort).then_some(found)
 }
 
 /// The marks of a flow that goes such a way.
@@ -73,6 +117,20 @@ pub(super) fn is_of<A: Family>(half: HalfId, frontend: Frontend<A>, cx: &mut Con
     (answers.source, answers.source_port) == (frontend.address, frontend.port)
 }
 
+impl<A: Family> Frontend<A> {
+    /// Whose it is, when the peer with this index plus 1 says so.
+    fn of_peer(self, protocol: u8, peer: u32, tables: &Snapshot) -> Option<FrontendRef> {
+        let vip = self.address.vip(tables);
+        match vip.and_then(|vip| tables.services.frontend(vip, protocol, self.port)) {
+            Some(found) => is_shared(found.kind).then_some(found),
+            None if self.address.peer(tables) == peer => {
+                node_port_elsewhere(self.address, protocol, self.port, tables)
+            }
+            None => None,
+        }
+    }
+}
+
 /// Opens the flow of a client's packet that a peer has sent to a backend here.
 ///
 /// # Errors
@@ -80,15 +138,13 @@ pub(super) fn is_of<A: Family>(half: HalfId, frontend: Frontend<A>, cx: &mut Con
 pub(super) fn open<A: Family>(
     key: &FlowKey<A>,
     frontend: Frontend<A>,
-    route: Route,
+    meta: &Meta,
     cx: &mut Context<'_>,
 ) -> Result<HalfId, DropReason> {
     const UNKNOWN: DropReason = DropReason::ServiceReturnUnknown;
-    let services = &cx.tables.services;
-    let vip = frontend.address.vip(cx.tables).ok_or(UNKNOWN)?;
-    let found = services.frontend(vip, key.protocol, frontend.port).ok_or(UNKNOWN)?;
-    let service = services.service(found.service).ok_or(UNKNOWN)?;
-    if !is_direct(service, found.kind, key.transport()) {
+    let found = frontend.of_peer(key.protocol, meta.peer, cx.tables).ok_or(UNKNOWN)?;
+    let service = cx.tables.services.service(found.service).ok_or(UNKNOWN)?;
+    if !is_asked_for(service, key.transport()) {
         return Err(UNKNOWN);
     }
     let backend = A::backends(service).find(key.destination, key.destination_port);
@@ -96,7 +152,8 @@ pub(super) fn open<A: Family>(
         return Err(UNKNOWN);
     }
     let marks = RETURNS | connect::life_marks(service.life);
-    let forward = Way { route, generation: connect::generation(cx), tag: found.service + 1, marks };
+    let (route, generation) = (meta.route, connect::generation(cx));
+    let forward = Way { route, generation, tag: found.service + 1, marks };
     let reverse = Way { route: key.source.route(cx.tables), ..forward };
     let opening = Opening { key: *key, leaving_as: *key, forward, reverse, adopted: false };
     let answers_as =
@@ -108,7 +165,7 @@ pub(super) fn open<A: Family>(
 ///
 /// `forward` is its opener's direction.
 pub(super) fn way_today<A: Family>(forward: &Half<A>, tables: &Snapshot) -> Option<Route> {
-    way(forward.leaving_as().destination.route(tables), tables)
+    way(forward.leaving_as().destination.route(tables), forward.key().destination, tables)
 }
 
 /// Is it a flow of which a peer sends the client's packets?

@@ -9,6 +9,7 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Meta, Route};
 use crate::stages::keys;
 use crate::tables::Snapshot;
+use crate::tables::peers::PeerEntry;
 use crate::tables::services::{BackendAddress, Backends, ServiceEntry};
 
 /// A family of addresses, for what opens flows.
@@ -31,8 +32,14 @@ pub(super) trait Family: Address + BackendAddress {
     fn prefetch_route(self, tables: &Snapshot);
     /// The VIP number of the address; none: it is no service's.
     fn vip(self, tables: &Snapshot) -> Option<u32>;
+    /// The peer whose own address it is: its index plus 1; 0: it is none's.
+    fn peer(self, tables: &Snapshot) -> u32;
     /// Is it another node's own address?
-    fn is_peer(self, tables: &Snapshot) -> bool;
+    fn is_peer(self, tables: &Snapshot) -> bool {
+        self.peer(tables) != 0
+    }
+    /// Has the peer an own address of this family?
+    fn is_family_of(peer: &PeerEntry) -> bool;
     /// The backends of a service.
     fn backends(service: &ServiceEntry) -> &Backends<Self>;
     /// The gateway's address as the source of what a pod, or else the host, sends to itself; 0: none.
@@ -69,8 +76,11 @@ impl Family for u32 {
     fn vip(self, tables: &Snapshot) -> Option<u32> {
         tables.services.vip4(self)
     }
-    fn is_peer(self, tables: &Snapshot) -> bool {
-        tables.peers_v4.get(self) != 0
+    fn peer(self, tables: &Snapshot) -> u32 {
+        tables.peers_v4.get(self)
+    }
+    fn is_family_of(peer: &PeerEntry) -> bool {
+        peer.v4 != 0
     }
     fn backends(service: &ServiceEntry) -> &Backends<Self> {
         &service.v4
@@ -111,8 +121,11 @@ impl Family for u128 {
     fn vip(self, tables: &Snapshot) -> Option<u32> {
         tables.services.vip6(self)
     }
-    fn is_peer(self, tables: &Snapshot) -> bool {
-        tables.peers_v6.get(self) != 0
+    fn peer(self, tables: &Snapshot) -> u32 {
+        tables.peers_v6.get(self)
+    }
+    fn is_family_of(peer: &PeerEntry) -> bool {
+        peer.has_v6
     }
     fn backends(service: &ServiceEntry) -> &Backends<Self> {
         &service.v6

@@ -77,7 +77,7 @@ fn let_in<A: Family>(
             if let Some(other) = found {
                 connect::forget::<A>(other.flow(), cx);
             }
-            direct::open(&key, frontend, meta.route, cx).map_err(Verdict::Drop)?
+            direct::open(&key, frontend, meta, cx).map_err(Verdict::Drop)?
         }
         // In the middle of a connection whose beginning was forgotten?
         (None, None) if flags != 0 && flags & SYN == 0 && cx.tables.services.has_direct() => {

@@ -92,7 +92,7 @@ pub(super) fn choose<A: Family>(
         A::affinity(cx.flows).note(key.source, frontend.service, to, now);
     }
     let keeps_client = inside || scope == Scope::Local;
-    let is_direct = !inside && direct::is_direct(service, frontend.kind, key.transport());
+    let is_direct = !inside && direct::is_direct(service, frontend.kind, key, cx.tables);
     let (address, port) = (backend.address, backend.port);
     let (service, life) = (frontend.service, service.life);
     Ok(Chosen { service, life, address, port, keeps_client, is_direct })
@@ -236,7 +236,11 @@ pub(super) fn goes_on<A: Family>(
     let now = key
         .destination
         .vip(cx.tables)
-        .and_then(|vip| services.frontend(vip, key.protocol, key.destination_port));
+        .and_then(|vip| services.frontend(vip, key.protocol, key.destination_port))
+        .or_else(|| {
+            let (address, port) = (key.destination, key.destination_port);
+            direct::node_port_elsewhere(address, key.protocol, port, cx.tables)
+        });
     let keeps = key.transport() != Transport::Udp;
     match now {
         // The service or its port is gone: connections end by themselves.

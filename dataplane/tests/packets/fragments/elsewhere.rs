@@ -6,8 +6,8 @@ use overlane_dataplane::testing::Place;
 
 use super::*;
 use crate::bed::{UPLINK, pod};
-use crate::build::{IN, Tunnel, between, down, inner_of, pod_ip, up};
-use crate::direct::{self, balancer, client, naming};
+use crate::build::{IN, Tunnel, between, down, inner_of, node_ip, pod_ip, up};
+use crate::direct::{self, NODE_PORT, balancer, client, naming};
 use crate::egress::{OUT, outside};
 use crate::gateway::{self, pool};
 
@@ -106,14 +106,19 @@ fn the_holder_of_a_gateway_translates_the_pieces_of_a_peers_pods() {
     }
 }
 
+/// What a client may ask, with its family: the balancer's address, or the port of that node.
+fn asked(node: u8) -> impl Iterator<Item = (usize, (IpAddr, u16))> {
+    let of = move |family| [(balancer(0, family), 80), (node_ip(node, family), NODE_PORT)];
+    (0..2).flat_map(move |family| of(family).map(|asked| (family, asked)))
+}
+
 /// Each piece of a datagram names the service, as whole ones do.
 #[test]
 fn pieces_to_a_backend_that_answers_itself_name_the_service() {
     for workers in [1, 2] {
-        for family in 0..2 {
+        for (family, vip) in asked(0) {
             let service = direct::direct(0, Protocol::Udp, &[(1, 0)]);
             let mut bed = direct::bed(GENEVE, workers, vec![service]);
-            let vip = (balancer(0, family), 80);
             let option = direct::header(vip).len() - 8;
             // Whole and cut here, and in pieces that fit.
             for (len, cuts) in [(1472, &[][..]), (3900, &[1320, 2640])] {
@@ -149,10 +154,9 @@ fn pieces_to_a_backend_that_answers_itself_name_the_service() {
 #[test]
 fn a_backend_that_answers_itself_gets_pieces_and_answers_in_pieces() {
     for workers in [1, 2] {
-        for family in 0..2 {
+        for (family, vip) in asked(1) {
             let service = direct::direct(0, Protocol::Udp, &[(0, 0)]);
             let mut bed = direct::bed(GENEVE, workers, vec![service]);
-            let vip = (balancer(0, family), 80);
             let tunnel = naming(Tunnel::from_peer(1, GENEVE.0, GENEVE.1), vip);
             for (number, order) in orders(3).into_iter().enumerate() {
                 for queue in queues(workers) {
