@@ -9,6 +9,7 @@
 //! second, where b is asked.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use overlane_api::{Forwarding, Frontend, FrontendKind, Mode, Object, Protocol, Service, Underlay};
 use overlane_dataplane::testing::{Place, objects};
@@ -20,11 +21,12 @@ use super::build::{
 };
 use super::direct::{NODE_PORT, balancer, bed, client, direct, naming};
 use super::egress::{OUT, outside};
+use super::fragments::reassemble;
 use super::icmp_error::{error, names, told};
 
 const TOO_BIG: [(u8, u8); 2] = [(3, 4), (2, 0)];
 const NO_PORT: [(u8, u8); 2] = [(3, 3), (1, 4)];
-const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 const HANDED_OVER: &[(&str, i64)] = &[("received", 2), ("sent", 2), ("handed_over", 1)];
 
 /// What is asked, at which node's address when it is a node port.
@@ -380,4 +382,71 @@ fn a_node_port_goes_another_way_when_the_backends_node_is_told_no_more() {
         assert_eq!(bed.node.flows(), 1);
         bed.close();
     });
+}
+
+/// Of what the backend answers nothing is seen here: what the client does tells how far it is.
+#[test]
+fn an_association_of_which_one_side_is_seen_lives_as_long_as_its_state_says() {
+    let case = Case {
+        tunnel: (Mode::Geneve, Underlay::Ipv4),
+        family: 0,
+        protocol: Protocol::Sctp,
+        at: At::NodePort,
+    };
+    // INIT alone; with COOKIE ECHO, and data; with SHUTDOWN.
+    for (packets, lives) in [(1, 240), (2, 7440), (3, 7440), (4, 240)] {
+        let mut bed = case.bed(1, (1, 0));
+        for number in 0..packets {
+            let (sent, _) = case.asks(number);
+            bed.one(&UPLINK, &sent.frame(IN), &UPLINK, FORWARDED);
+        }
+        bed.node.wait(Duration::from_secs(lives - 5));
+        bed.node.run();
+        assert_eq!(bed.node.flows(), 1, "{packets} packets");
+        bed.node.wait(Duration::from_secs(10));
+        bed.node.run();
+        assert_eq!(bed.node.flows(), 0, "{packets} packets");
+        bed.close();
+    }
+}
+
+/// Without a flow nothing says which service an association is of.
+#[test]
+fn in_the_middle_of_an_association_that_was_forgotten_nothing_comes_in() {
+    for family in 0..2 {
+        let tunnel = (Mode::Geneve, Underlay::Ipv4);
+        let case = Case { tunnel, family, protocol: Protocol::Sctp, at: At::NodePort };
+        let mut bed = case.bed(1, (0, 0));
+        for number in 1..4 {
+            let (inner, _) = case.sent_on(number, 0);
+            bed.drops(&UPLINK, &case.by_b(None, &inner), "flow_unknown");
+        }
+        bed.close();
+    }
+}
+
+/// Too large for the tunnel and cut here: the CRC of the whole is right, though its pieces are translated
+/// one by one.
+#[test]
+fn an_sctp_packet_that_is_cut_here_has_a_right_crc() {
+    let case = Case {
+        tunnel: (Mode::Geneve, Underlay::Ipv4),
+        family: 0,
+        protocol: Protocol::Sctp,
+        at: At::Balancer,
+    };
+    let mut bed = case.bed(1, (1, 0));
+    let (first, _) = case.asks(0);
+    bed.one(&UPLINK, &first.frame(IN), &UPLINK, FORWARDED);
+    let (address, port) = case.asked(0);
+    let body = Body::Sctp(50_000, port, 0, vec![3; 1460]);
+    let sent = Packet { dont_fragment: false, ..packet(client(0).0, address, body) };
+    assert!(bed.node.inject(&UPLINK, &sent.frame(IN)));
+    bed.node.run();
+    bed.node.check_books().unwrap();
+    let pieces: Vec<_> =
+        bed.node.collect().iter().map(|(_, frame)| inner_of(frame)[14..].to_vec()).collect();
+    assert_eq!(pieces.len(), 2);
+    assert_eq!(reassemble(&pieces), case.seen(&sent, (1, 0)).ip());
+    bed.close();
 }

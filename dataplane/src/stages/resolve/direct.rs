@@ -7,8 +7,8 @@
 //! The option is Cilium's. A connection's first packet has it, and every datagram; what comes without
 //! is of a flow that the first one left, or does not come in. A node port is named by the address of the
 //! node where the client asks, and only that node can name it: the others have the port at their own. Clients
-//! inside of the cluster, peers that are not reached by Geneve, node ports of addresses that the other nodes
-//! do not know and SCTP are served by source NAT instead.
+//! inside of the cluster, peers that are not reached by Geneve and node ports of addresses that the other
+//! nodes do not know are served by source NAT instead. Of an SCTP association INIT has the option.
 //!
 //! The flow at the backend's node is known by the client's end and the backend's: who uses one port towards
 //! two services, or two nodes, that choose the same backend is not told apart there; the latest is served.
@@ -22,18 +22,12 @@ use crate::flow::half::{Half, Way};
 use crate::flow::table::Opening;
 use crate::flow::{Direction, HalfId};
 use crate::packet::drop::DropReason;
-use crate::packet::flow_key::{FlowKey, Transport};
+use crate::packet::flow_key::FlowKey;
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Meta, Route, Target};
 use crate::stages::Context;
 use crate::tables::Snapshot;
 use crate::tables::services::{FrontendRef, ServiceEntry};
-
-/// Do the nodes of the service's backends answer its clients themselves?
-fn is_asked_for(service: &ServiceEntry, transport: Transport) -> bool {
-    let is_carried = matches!(transport, Transport::Tcp | Transport::Udp);
-    service.forwarding == Forwarding::Dsr && is_carried
-}
 
 /// Does every node know the service by this address?
 fn is_shared(kind: FrontendKind) -> bool {
@@ -52,7 +46,7 @@ pub(super) fn is_direct<A: Family>(
         kind => is_shared(kind),
     };
     // What another node or its pods send does not come from outside.
-    is_asked_for(service, key.transport())
+    service.forwarding == Forwarding::Dsr
         && is_known
         && key.source.route(tables).target().is_outside()
 }
@@ -144,7 +138,7 @@ pub(super) fn open<A: Family>(
     const UNKNOWN: DropReason = DropReason::ServiceReturnUnknown;
     let found = frontend.of_peer(key.protocol, meta.peer, cx.tables).ok_or(UNKNOWN)?;
     let service = cx.tables.services.service(found.service).ok_or(UNKNOWN)?;
-    if !is_asked_for(service, key.transport()) {
+    if service.forwarding != Forwarding::Dsr {
         return Err(UNKNOWN);
     }
     let backend = A::backends(service).find(key.destination, key.destination_port);

@@ -24,9 +24,12 @@ pub(super) fn phase(vector: &mut Vector, cx: &mut Context<'_>) -> bool {
             continue;
         }
         let limit = usize::from(keys::mtu(frame, meta, cx.tables));
-        if !matches!(meta.route.target(), Target::Direct(_)) {
-            // Whole: its pieces have no ports, and some checksums are of all of it. What goes to a backend
-            // that answers itself keeps its source and so its name, and its pieces are told of the service.
+        if matches!(meta.route.target(), Target::Direct(_)) {
+            // What goes to a backend that answers itself keeps its source and so its name, and its pieces
+            // are told of the service.
+            rewrite::adjust_crc_of_whole(frame, meta, cx.flows);
+        } else {
+            // Whole: its pieces have no ports, and some checksums are of all of it.
             rewrite::step(frame, meta, cx.flows);
         }
         if split(frame, meta, limit, cx).is_some() {

@@ -150,8 +150,10 @@ fn upper_layer<A: Address>(ip: &mut [u8], meta: &mut Meta, rewrite: &Rewrite<A>)
         protocol::UDP => udp::CHECKSUM_OFFSET,
         protocol::ICMP | protocol::ICMPV6 => icmpv4::CHECKSUM_OFFSET,
         protocol::SCTP => {
-            let length = meta.ip_len.saturating_sub(meta.l4);
-            return association(l4, length, (to.source_port, to.destination_port));
+            if !meta.is_fragment {
+                adjust_crc(l4, meta, (to.source_port, to.destination_port));
+            }
+            return set_ports(l4, (to.source_port, to.destination_port));
         }
         _ => return,
     };
@@ -171,18 +173,38 @@ fn upper_layer<A: Address>(ip: &mut [u8], meta: &mut Meta, rewrite: &Rewrite<A>)
     }
 }
 
-/// The ports of an SCTP packet, and its CRC when they change: it covers them, but no address (RFC 9260
-/// section 6.8). It is linear: what the change does to it is added, so that a packet that was broken stays
-/// broken.
+/// The CRC of a whole SCTP packet for other ports: it covers them, but no address (RFC 9260 section 6.8). It is
+/// linear: what the change does to it is added, so that a packet that was broken stays broken.
 #[cold]
 #[inline(never)]
-fn association(packet: &mut [u8], length: u16, new: (u16, u16)) {
+fn adjust_crc(packet: &mut [u8], meta: &Meta, new: (u16, u16)) {
     let Ok(header) = Sctp::parse(packet) else { return };
     let old = (header.source_port(), header.destination_port());
     let Ok(mut header) = SctpMut::new(packet) else { return };
     if old != new {
-        header.set_source_port(new.0);
-        header.set_destination_port(new.1);
+        let length = meta.ip_len.saturating_sub(meta.l4);
         header.adjust_checksum(sctp::ports_difference(old, new), length);
+    }
+}
+
+#[cold]
+fn set_ports(packet: &mut [u8], new: (u16, u16)) {
+    let Ok(mut header) = SctpMut::new(packet) else { return };
+    header.set_source_port(new.0);
+    header.set_destination_port(new.1);
+}
+
+/// Makes the CRC of an SCTP packet over IPv4 right for the ports that its flow leaves with, when it is
+/// about to be cut: its pieces are translated one by one, and none of them has all that is covered.
+#[cold]
+#[inline(never)]
+pub(super) fn adjust_crc_of_whole(frame: &mut Frame, meta: &Meta, flows: &Flows) {
+    let Some(half) = HalfId::from_number(meta.flow) else { return };
+    if meta.protocol != protocol::SCTP || meta.is_fragment {
+        return;
+    }
+    let to = flows.v4.half(half).leaving_as();
+    if let Some(packet) = frame.bytes_mut().get_mut(ethernet::HEADER_LEN + usize::from(meta.l4)..) {
+        adjust_crc(packet, meta, (to.source_port, to.destination_port));
     }
 }

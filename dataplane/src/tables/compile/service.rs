@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use overlane_api::protocol::{ApiError, ErrorCode};
-use overlane_api::{Backend, Forwarding, Frontend, Protocol, Service};
+use overlane_api::{Backend, Forwarding, Frontend, Service};
 
 use super::names::Names;
 use super::{Compiler, Effect};
@@ -271,8 +271,7 @@ impl Compiler {
     /// Does the node of a backend answer clients of the service from outside itself?
     #[must_use]
     pub fn answers_directly(&self, service: &Service, backend: &Backend) -> bool {
-        let is_asked = service.forwarding == Forwarding::Dsr && service.protocol != Protocol::Sctp;
-        is_asked
+        service.forwarding == Forwarding::Dsr
             && match self.tables.routes.get(backend.address).target() {
                 Target::Endpoint(_) => true,
                 Target::Peer(index) => {
