@@ -61,6 +61,10 @@ struct Entry<A> {
     upper: u8,
     /// Number of the worker that it went on to, plus 1; 0: none.
     home: u8,
+    /// See [`FragmentMap::note_length`].
+    length: u16,
+    /// Tick from which on that is not known.
+    length_until: u32,
 }
 
 impl<A: Address> Entry<A> {
@@ -152,6 +156,9 @@ impl<A: Address> FragmentMap<A> {
             if entry.is_for(key) && entry.until > 0 { 0 } else { entry.until + 1 }
         });
         let Some(place) = place else { return };
+        // A last fragment that came before this one, by the ports of another datagram with its name.
+        let (length, length_until) =
+            if place.is_for(key) { (place.length, place.length_until) } else { (0, 0) };
         if place.until > now && !place.is_for(key) {
             self.displaced += 1;
         }
@@ -166,7 +173,33 @@ impl<A: Address> FragmentMap<A> {
             protocol: key.protocol,
             upper: ports.protocol,
             home: ports.home.map_or(0, |home| home.0.saturating_add(1)),
+            length,
+            length_until,
         };
+    }
+
+    /// Notes how many bytes the fragments of a datagram carry together, which the last one says: for `timeout`
+    /// ticks.
+    pub fn note_length(&mut self, key: &FragmentKey<A>, length: u16, now: u32, timeout: u32) {
+        if self.entry(key, now).is_none() {
+            self.insert(key, FragmentPorts::default(), now, timeout);
+        }
+        if let Some(entry) = self.entry(key, now) {
+            (entry.length, entry.length_until) = (length, now.saturating_add(timeout));
+        }
+    }
+
+    /// What was noted, once: the next datagram with this name has another length, perhaps.
+    pub fn take_length(&mut self, key: &FragmentKey<A>, now: u32) -> Option<u16> {
+        let entry = self.entry(key, now)?;
+        let until = std::mem::take(&mut entry.length_until);
+        (until > now).then_some(entry.length)
+    }
+
+    fn entry(&mut self, key: &FragmentKey<A>, now: u32) -> Option<&mut Entry<A>> {
+        let set = self.set(key);
+        let entries = self.entries.get_mut(set..)?.first_chunk_mut::<WAYS>()?;
+        entries.iter_mut().find(|entry| entry.until > now && entry.is_for(key))
     }
 
     /// What the first fragment said; none when it has not come, or too long ago.
@@ -241,6 +274,28 @@ mod tests {
         assert!(map.displaced() > 90_000);
         // The latest are still there: older ones made room.
         assert!((99_900..100_000).all(|n| map.find(&key(n), 999) == Some(ports(n))));
+    }
+
+    #[test]
+    fn the_length_is_told_once_and_not_of_the_datagram_before() {
+        let mut map = FragmentMap::new(64, 1).unwrap();
+        map.insert(&key(1), ports(7), 5, TIMEOUT);
+        assert_eq!(map.take_length(&key(1), 5), None);
+        map.note_length(&key(1), 3000, 6, 2);
+        assert_eq!(map.find(&key(1), 34), Some(ports(7)), "as long as it would be");
+        assert_eq!(map.take_length(&key(1), 7), Some(3000));
+        assert_eq!(map.take_length(&key(1), 7), None);
+        map.note_length(&key(1), 2000, 8, 2);
+        map.insert(&key(1), ports(8), 9, TIMEOUT);
+        assert_eq!(map.take_length(&key(1), 9), Some(2000), "the last came before the first");
+        map.note_length(&key(1), 1000, 9, 2);
+        map.insert(&key(1), ports(9), 11, TIMEOUT);
+        assert_eq!(map.take_length(&key(1), 11), None, "another with the same name");
+        // The last one alone.
+        map.note_length(&key(2), 1000, 10, 2);
+        assert_eq!(map.take_length(&key(2), 12), None, "too late");
+        map.note_length(&key(2), 1000, 20, 2);
+        assert_eq!(map.take_length(&key(2), 21), Some(1000));
     }
 
     #[test]

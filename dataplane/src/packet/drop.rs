@@ -140,7 +140,9 @@ drop_reasons! {
         "Look for loss on the way to here, or for a flood of fragments.";
     FragmentsWaiting "fragments_waiting" "Too many fragments already wait for the first ones of their packets."
         "Look for a flood of fragments; else lower the sender's packet size below the MTU.";
-    FragmentNotTranslated "fragment_not_translated" "A fragment of a packet that has no flow, or of SCTP with other ports, whose checksum needs the whole packet."
+    FragmentLastMissing "fragment_last_missing" "The first fragment of an SCTP packet whose ports are translated; the last one, which tells its length for the checksum, did not come within a second."
+        "Look for loss on the way to here, or for a flood of fragments.";
+    FragmentNotTranslated "fragment_not_translated" "A fragment of a packet that has no flow."
         "Look at why the first fragment was dropped; lower the sender's packet size below the MTU.";
     EgressDenied "egress_denied" "An egress rule denies the destination."
         "Look at the egress rules of the node's configuration.";

@@ -34,7 +34,7 @@ pub enum Verdict {
     ToHost(PortId),
     /// Waits for its next hop to be resolved.
     Hold,
-    /// Waits for the first fragment of its packet.
+    /// Waits for the first fragment of its packet, or as that for the last one.
     Wait,
     /// Not delivered.
     Drop(DropReason),

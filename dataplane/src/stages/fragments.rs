@@ -8,7 +8,9 @@
 //! ```
 //!
 //! Nothing is put together here. Only a first fragment's transport header is rewritten, its checksum
-//! by the difference, so what the receiver makes of the fragments has a right one if the sender's had.
+//! by the difference, so what the receiver makes of the fragments has a right one if the sender's had. What
+//! other ports do to the CRC of an SCTP packet depends on its length, and on nothing else of what follows: its
+//! first fragment waits for the last one, which says that.
 //! Fragments that overlap are the receiver's to refuse (RFC 5722): each goes where its packet's first
 //! one went, or the latest of several first ones. RFC 4787 REQ-14.
 
@@ -23,7 +25,12 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta};
 use crate::packet::verdict::Verdict;
 use crate::wire::ipv6::FragmentInfo;
+use crate::wire::sctp::SctpMut;
 use crate::wire::{ethernet, icmpv4, peek, protocol, sctp, tcp, udp};
+
+/// How long the length of a packet is known of which another worker remembers the first fragment, ticks: as
+/// long as that waits, a second.
+const PATIENCE: u32 = (1_000_000_000 / crate::flow::TICK_NS) as u32 + 2;
 
 /// Remembers a first fragment; gives a later one the ports of its first.
 ///
@@ -157,6 +164,67 @@ fn number<A: Address>(key: &FragmentKey<A>, salt: u64) -> u32 {
         destination_port: key.id as u16,
         protocol: key.protocol,
     })
+}
+
+/// Makes the CRC of an SCTP packet right for other ports, `to`, when this is its first fragment; the ports
+/// themselves are still to be written. The last one tells how long the packet is.
+///
+/// # Errors
+/// It waits for the last fragment of its packet, or it is dropped.
+#[cold]
+#[inline(never)]
+pub fn adjust_crc(
+    frame: &mut Frame,
+    meta: &Meta,
+    to: (u16, u16),
+    cx: &mut Context<'_>,
+) -> Result<(), Verdict> {
+    const MALFORMED: Verdict = Verdict::Drop(DropReason::BadIpHeader);
+    let info = info(frame, meta).ok_or(MALFORMED)?;
+    let (begin, end) = payload(frame, meta).ok_or(MALFORMED)?;
+    let now = Flows::tick(cx.now_ns);
+    if meta.l4 == 0 {
+        let whole = usize::from(info.offset) * 8 + end.saturating_sub(begin);
+        if let (false, Ok(length)) = (info.more, u16::try_from(whole)) {
+            match meta.kind {
+                Kind::Ipv4 => {
+                    let key = key_v4(meta, &info);
+                    cx.flows.fragments_v4.note_length(&key, length, now, PATIENCE);
+                }
+                _ => {
+                    let key = key_v6(frame, &info);
+                    cx.flows.fragments_v6.note_length(&key, length, now, PATIENCE);
+                }
+            }
+            // The first one goes on. A vector has no more fragments than this has places.
+            let _ = cx.first_fragments.try_push(meta.datagram);
+        }
+        return Ok(());
+    }
+    let length = match meta.kind {
+        Kind::Ipv4 => cx.flows.fragments_v4.take_length(&key_v4(meta, &info), now),
+        _ => cx.flows.fragments_v6.take_length(&key_v6(frame, &info), now),
+    };
+    // Of that, extension headers are not the packet's.
+    let extensions = usize::from(meta.l4).saturating_sub(begin) as u16;
+    let length = length.ok_or(Verdict::Wait)?.saturating_sub(extensions);
+    let packet = frame.bytes_mut().get_mut(ethernet::HEADER_LEN + usize::from(meta.l4)..);
+    if let Some(Ok(mut header)) = packet.map(SctpMut::new) {
+        header.adjust_checksum(
+            sctp::ports_difference((meta.source_port, meta.destination_port), to),
+            length,
+        );
+    }
+    Ok(())
+}
+
+/// Where a fragment's payload begins and ends, from the start of its IP header.
+fn payload(frame: &Frame, meta: &Meta) -> Option<(usize, usize)> {
+    let ip = frame.bytes().get(ethernet::HEADER_LEN..)?;
+    match meta.kind {
+        Kind::Ipv4 => peek::fragment_payload_v4(ip),
+        _ => peek::fragment_payload_v6(ip),
+    }
 }
 
 fn info(frame: &Frame, meta: &Meta) -> Option<FragmentInfo> {

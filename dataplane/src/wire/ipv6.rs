@@ -175,6 +175,23 @@ impl<'a> Ipv6<'a> {
         self.packet
     }
 
+    /// Where the payload of a fragment begins, in bytes from the start of the fixed header: what offsets count
+    /// from. Extension headers behind the fragment header are a part of it. None: there is no such header.
+    #[must_use]
+    pub fn fragment_payload(&self) -> Option<usize> {
+        let (mut protocol, mut offset) = (self.header[NEXT_HEADER], HEADER_LEN);
+        for _ in 0..MAX_EXTENSIONS {
+            let [next, length] = *self.packet.get(offset..)?.first_chunk()?;
+            match protocol {
+                protocol::FRAGMENT => return Some(offset + FRAGMENT_HEADER_LEN),
+                _ if is_extension(protocol) => offset += extension_len(protocol, length),
+                _ => return None,
+            }
+            protocol = next;
+        }
+        None
+    }
+
     /// Finds what comes after the extension headers. In a fragment that is not the first, what
     /// follows the fragment header is a piece of payload: the walk stops there, and `protocol` is
     /// what the fragment header names (RFC 8200 section 4.5).
@@ -305,12 +322,7 @@ fn walk(mut protocol: u8, packet: &[u8]) -> Result<UpperLayer, ParseError> {
         // Every extension header is at least 8 bytes long and has these two at its start.
         let start: &[u8; 8] = fixed(rest, Header::Ipv6Extension)?;
         let [next, length, ..] = *start;
-        let length = match protocol {
-            protocol::FRAGMENT => FRAGMENT_HEADER_LEN,
-            // In units of 4 bytes, of which two are not counted (RFC 4302 section 2.2).
-            protocol::AUTHENTICATION => (usize::from(length) + 2) * 4,
-            _ => (usize::from(length) + 1) * 8,
-        };
+        let length = extension_len(protocol, length);
         if length > rest.len() {
             return Err(ParseError::truncated(Header::Ipv6Extension, length, rest.len()));
         }
@@ -328,6 +340,17 @@ fn walk(mut protocol: u8, packet: &[u8]) -> Result<UpperLayer, ParseError> {
         }
     }
     Err(ParseError::TooManyExtensions { limit: MAX_EXTENSIONS })
+}
+
+/// Bytes of an extension header, by its length field.
+#[inline]
+fn extension_len(protocol: u8, length: u8) -> usize {
+    match protocol {
+        protocol::FRAGMENT => FRAGMENT_HEADER_LEN,
+        // In units of 4 bytes, of which two are not counted (RFC 4302 section 2.2).
+        protocol::AUTHENTICATION => (usize::from(length) + 2) * 4,
+        _ => (usize::from(length) + 1) * 8,
+    }
 }
 
 #[inline]

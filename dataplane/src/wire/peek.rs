@@ -56,6 +56,21 @@ pub fn fragment_v6(ip: &[u8]) -> Option<FragmentInfo> {
     Ipv6::parse(ip).ok()?.upper_layer().ok()?.fragment
 }
 
+/// Where the payload of an IPv4 packet begins and ends, from the start of its header: of a fragment's, the
+/// offset counts from there.
+#[must_use]
+pub fn fragment_payload_v4(ip: &[u8]) -> Option<(usize, usize)> {
+    let ip = Ipv4::parse(ip).ok()?;
+    Some((ip.header_len(), usize::from(ip.total_len())))
+}
+
+/// The same of an IPv6 fragment. None: it has no fragment header.
+#[must_use]
+pub fn fragment_payload_v6(ip: &[u8]) -> Option<(usize, usize)> {
+    let ip = Ipv6::parse(ip).ok()?;
+    Some((ip.fragment_payload()?, ip.packet_len()))
+}
+
 /// Sum of the pseudo-header of an IPv4 packet whose upper layer is `len` bytes long.
 #[inline]
 #[must_use]

@@ -188,8 +188,8 @@ impl<'a> SctpMut<'a> {
     }
 
     /// Applies a [`ports_difference`] to the checksum of a packet of `length` bytes, common header
-    /// and chunks with their padding. A wrong checksum stays wrong. A first fragment cannot be
-    /// adjusted: the length is that of the whole packet.
+    /// and chunks with their padding. A wrong checksum stays wrong. Of a first
+    /// fragment the length is that of the whole packet, too.
     #[inline]
     pub fn adjust_checksum(&mut self, difference: u32, length: u16) {
         const PORTS_LEN: u16 = 4;

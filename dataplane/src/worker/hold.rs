@@ -1,5 +1,5 @@
 //! Packets that wait, a few, for a second at most: for a next hop, until the tables change; and
-//! fragments, until the first one of their packet comes.
+//! fragments, until the first one of their packet comes, or the last one if its length is to be known.
 
 use super::Worker;
 use crate::io::Port;
@@ -15,6 +15,10 @@ const CAPACITY: usize = 64;
 
 /// How long a packet waits, nanoseconds.
 const PATIENCE_NS: u64 = 1_000_000_000;
+
+/// What a fragment is dropped for that has waited for the other end of its packet.
+const FIRST_MISSING: DropReason = DropReason::FragmentFirstMissing;
+const LAST_MISSING: DropReason = DropReason::FragmentLastMissing;
 
 /// Fragments of one packet that wait at once.
 const OF_ONE: usize = 16;
@@ -109,7 +113,7 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// Lets a fragment wait for the first one of its packet.
+    /// Lets a fragment wait for the first one of its packet, or the first for the last.
     #[cold]
     pub(super) fn wait(&mut self, frame: Frame, meta: Meta) {
         let waiting = &self.fragments.waiting.meta;
@@ -128,7 +132,8 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// First fragments have come: the others of their packets go on, in the order in which they came.
+    /// First fragments have come, or last ones for which the first wait: the others of their packets go on, in
+    /// the order in which they came.
     #[cold]
     pub(super) fn release_fragments(&mut self) {
         let firsts = std::mem::take(&mut self.first_fragments);
@@ -171,7 +176,8 @@ impl<P: Port> Worker<P> {
         self.counters.held -= waiting.len() as u64;
         for ((frame, meta), since) in waiting.frames.into_iter().zip(waiting.meta).zip(since_ns) {
             if is_overdue(since, self.now_ns) {
-                self.discard(frame, DropReason::FragmentFirstMissing);
+                let is_first = meta.l4 != 0;
+                self.discard(frame, if is_first { LAST_MISSING } else { FIRST_MISSING });
             } else {
                 self.wait_since(frame, meta, since);
             }

@@ -74,7 +74,7 @@ fragments() { # fragments TITLE FAMILY
 # lost NODE: fragments that were dropped there, by reason.
 lost() {
   local reason
-  for reason in fragment_first_missing fragments_waiting fragment_too_short fragment_not_translated; do
+  for reason in fragment_first_missing fragment_last_missing fragments_waiting fragment_too_short fragment_not_translated; do
     printf '%s ' "$(drops_of "$1" "$reason")"
   done
 }
@@ -93,7 +93,7 @@ for options in "geneve 1" "vxlan 2" "native 1"; do
   check "$mode: no pod's address left" no_pod_outside "$WORK/pcap"
   check "$mode: no bad checksum on the underlay" good_checksums "$WORK/pcap"
   for node in $NODE_NAMES; do
-    check "$mode: no fragment was lost at $node" equal drops "$(lost "$node")" "0 0 0 0 "
+    check "$mode: no fragment was lost at $node" equal drops "$(lost "$node")" "0 0 0 0 0 "
     check "$mode: counters of $node close" closes "$node"
   done
   stop_started

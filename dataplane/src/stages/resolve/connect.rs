@@ -53,7 +53,7 @@ pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
 
 /// One packet: its flow, as it is today, or a new one, which goes where `found` says, if it does.
 fn step<A: Family>(
-    frame: &Frame,
+    frame: &mut Frame,
     meta: &mut Meta,
     wish: Wish,
     found: Option<Found<A>>,
@@ -124,11 +124,11 @@ fn step<A: Family>(
 /// As [`follow`], of a packet that was routed and so found to be of the flow: those behind it need not be.
 fn follow_routed<A: Family>(
     half: HalfId,
-    (frame, meta): (&Frame, &mut Meta),
+    (frame, meta): (&mut Frame, &mut Meta),
     tcp_flags: u8,
     cx: &mut Context<'_>,
 ) -> Result<(), Verdict> {
-    follow::<A>(half, meta, tcp_flags, cx)?;
+    follow::<A>(half, (frame, meta), tcp_flags, cx)?;
     A::table(cx.flows).half_mut(half).ask_for(keys::sender(frame, meta, cx.tables));
     Ok(())
 }
@@ -274,29 +274,32 @@ pub(super) fn forget<A: Family>(flow: FlowId, cx: &mut Context<'_>) {
 /// Leaves the packet to its flow.
 ///
 /// # Errors
-/// It is a fragment of a packet whose checksum cannot be made right.
+/// It is a fragment that waits until its packet's checksum can be made right.
 pub(super) fn follow<A: Family>(
     half: HalfId,
-    meta: &mut Meta,
+    (frame, meta): (&mut Frame, &mut Meta),
     tcp_flags: u8,
     cx: &mut Context<'_>,
 ) -> Result<(), Verdict> {
     let now = Flows::tick(cx.now_ns);
-    let found = A::table(cx.flows).half_mut(half);
-    if meta.is_fragment && meta.protocol == protocol::SCTP && has_other_ports(found) {
-        // What ports do to a CRC depends on how long the whole packet is.
-        return Err(Verdict::Drop(DropReason::FragmentNotTranslated));
+    if meta.is_fragment && meta.protocol == protocol::SCTP {
+        let found = A::table(cx.flows).half(half);
+        if let Some(ports) = other_ports(found) {
+            fragments::adjust_crc(frame, meta, ports, cx)?;
+        }
     }
+    let found = A::table(cx.flows).half_mut(half);
     found.record(tcp_flags, meta.ip_len, now);
     meta.route = found.route();
     meta.flow = half.to_number();
     Ok(())
 }
 
-/// Does the flow leave with other ports than it came with?
-fn has_other_ports<A: Family>(half: &Half<A>) -> bool {
+/// The ports that the flow leaves with, if they are others than it came with.
+fn other_ports<A: Family>(half: &Half<A>) -> Option<(u16, u16)> {
     let (key, to) = (half.key(), half.leaving_as());
-    (key.source_port, key.destination_port) != (to.source_port, to.destination_port)
+    let ports = (to.source_port, to.destination_port);
+    ((key.source_port, key.destination_port) != ports).then_some(ports)
 }
 
 /// Opens a flow: where it goes, with which source, both directions or neither. What was `found` of that need

@@ -89,7 +89,7 @@ fn let_in<A: Family>(
         connect::follow_error::<A>(half, meta, cx);
         return Ok(());
     }
-    connect::follow::<A>(half, meta, flags, cx)
+    connect::follow::<A>(half, (frame, meta), flags, cx)
 }
 
 /// The flow of a packet, or of what an error quotes, that a peer sends from the outside.

@@ -158,33 +158,6 @@ fn pods_that_name_their_packets_alike_leave_with_different_names() {
 }
 
 #[test]
-fn sctp_in_pieces_passes_with_its_ports_and_not_with_others() {
-    for family in 0..2 {
-        for (own, passes) in [(20_000, true), (40_000, false)] {
-            let mut bed = bed_with(1, Vec::new());
-            let body = |chunk, len| Body::Sctp(own, 443, chunk, bytes(len));
-            let from = pod_ip(0, 0, family);
-            let init = packet(from, outside(family), body(1, 16));
-            bed.one(&pod(0), &init.frame(up(0)), &UPLINK, FORWARDED);
-            let sent = whole(from, outside(family), body(0, 2500));
-            let pieces = framed(&cut(&sent, &[1392]), up(0));
-            if passes {
-                let left = carry(&mut bed, &[pod(0)], &pieces, &UPLINK, OUT);
-                let got = reassemble(&left);
-                let expected =
-                    sent.between((node_ip(0, family), own), (outside(family), 443)).ttl(63);
-                assert_eq!(got, named_as(&expected, &got).ip());
-            } else {
-                for piece in pieces {
-                    bed.drops(&pod(0), &piece, "fragment_not_translated");
-                }
-            }
-            bed.close();
-        }
-    }
-}
-
-#[test]
 fn a_whole_packet_with_a_fragment_header_is_whole() {
     let mut bed = bed_with(1, Vec::new());
     let sent = datagram((pod_ip(0, 0, 1), 41_000), (outside(1), 443), 100);

@@ -12,6 +12,7 @@ mod bounds;
 mod elsewhere;
 pub mod inside;
 mod outside;
+mod sctp;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
