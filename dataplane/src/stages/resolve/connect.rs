@@ -8,7 +8,7 @@ use super::egress::Leaving;
 use super::family::Family;
 use super::{ahead, direct, egress, gateway, service};
 use crate::flow::flows::{DIRECT, Flows, HAS_PORT, VIA_PEER, take_back};
-use crate::flow::half::{Half, Way};
+use crate::flow::half::Way;
 use crate::flow::table::{InsertError, Opening};
 use crate::flow::tcp_state::tcp_flags_valid;
 use crate::flow::{Direction, FlowId, HalfId};
@@ -283,10 +283,7 @@ pub(super) fn follow<A: Family>(
 ) -> Result<(), Verdict> {
     let now = Flows::tick(cx.now_ns);
     if meta.is_fragment && meta.protocol == protocol::SCTP {
-        let found = A::table(cx.flows).half(half);
-        if let Some(ports) = other_ports(found) {
-            fragments::adjust_crc(frame, meta, ports, cx)?;
-        }
+        fit_crc::<A>(half, frame, meta, cx)?;
     }
     let found = A::table(cx.flows).half_mut(half);
     found.record(tcp_flags, meta.ip_len, now);
@@ -295,11 +292,26 @@ pub(super) fn follow<A: Family>(
     Ok(())
 }
 
-/// The ports that the flow leaves with, if they are others than it came with.
-fn other_ports<A: Family>(half: &Half<A>) -> Option<(u16, u16)> {
-    let (key, to) = (half.key(), half.leaving_as());
+/// Makes the CRC of an SCTP packet of which this is a fragment right for the ports that the flow leaves
+/// with, if they are others than it came with.
+///
+/// # Errors
+/// It waits until that can be done.
+#[cold]
+#[inline(never)]
+fn fit_crc<A: Family>(
+    half: HalfId,
+    frame: &mut Frame,
+    meta: &Meta,
+    cx: &mut Context<'_>,
+) -> Result<(), Verdict> {
+    let found = A::table(cx.flows).half(half);
+    let (key, to) = (found.key(), found.leaving_as());
     let ports = (to.source_port, to.destination_port);
-    ((key.source_port, key.destination_port) != ports).then_some(ports)
+    if (key.source_port, key.destination_port) == ports {
+        return Ok(());
+    }
+    fragments::adjust_crc(frame, meta, ports, cx)
 }
 
 /// Opens a flow: where it goes, with which source, both directions or neither. What was `found` of that need
@@ -343,7 +355,7 @@ fn open<A: Family>(
         None if is_as_routed => meta.route,
         None => ahead::route(to.destination, cx),
     };
-    let direct_way = direct::way(route, key.destination, cx.tables).filter(|_| is_direct);
+    let direct_way = if is_direct { direct::way(route, key.destination, cx.tables) } else { None };
     // Nor does a backend here need another's address to answer by, if it may answer.
     keeps_client |= is_direct && matches!(route.target(), Target::Endpoint(_));
     let is_leaving = route.target().is_underlay();

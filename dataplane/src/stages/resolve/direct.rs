@@ -61,18 +61,19 @@ pub(super) fn way<A: Family>(route: Route, asked: A, tables: &Snapshot) -> Optio
     (peer.mtu != 0 && is_known).then(|| Route::new(Target::Direct(index)))
 }
 
-/// The service whose port at every node this is, if `address` is another node's own.
+/// The service whose port at every node the key is to, if that is at another node's own address.
+#[cold]
+#[inline(never)]
 pub(super) fn node_port_elsewhere<A: Family>(
-    address: A,
-    protocol: u8,
-    port: u16,
+    key: &FlowKey<A>,
     tables: &Snapshot,
 ) -> Option<FrontendRef> {
-    if !address.is_peer(tables) {
+    if !key.destination.is_peer(tables) {
         return None;
     }
     // All nodes have it: this one's own says which service's it is.
-    let found = tables.services.frontend(A::own(tables).vip(tables)?, protocol, port)?;
+    let own = A::own(tables).vip(tables)?;
+    let found = tables.services.frontend(own, key.protocol, key.destination_port)?;
     (found.kind == FrontendKind::NodePort).then_some(found)
 }
 
@@ -118,7 +119,9 @@ impl<A: Family> Frontend<A> {
         match vip.and_then(|vip| tables.services.frontend(vip, protocol, self.port)) {
             Some(found) => is_shared(found.kind).then_some(found),
             None if self.address.peer(tables) == peer => {
-                node_port_elsewhere(self.address, protocol, self.port, tables)
+                let (destination, destination_port) = (self.address, self.port);
+                let key = FlowKey { destination, destination_port, protocol, ..FlowKey::default() };
+                node_port_elsewhere(&key, tables)
             }
             None => None,
         }

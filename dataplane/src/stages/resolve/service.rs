@@ -237,10 +237,7 @@ pub(super) fn goes_on<A: Family>(
         .destination
         .vip(cx.tables)
         .and_then(|vip| services.frontend(vip, key.protocol, key.destination_port))
-        .or_else(|| {
-            let (address, port) = (key.destination, key.destination_port);
-            direct::node_port_elsewhere(address, key.protocol, port, cx.tables)
-        });
+        .or_else(|| direct::node_port_elsewhere(key, cx.tables));
     let keeps = key.transport() != Transport::Udp;
     match now {
         // The service or its port is gone: connections end by themselves.
