@@ -20,6 +20,7 @@ use crate::health::HealthServer;
 use crate::host::{Host, interface_addresses};
 use crate::lease::Lease;
 use crate::membership::agent::Agent;
+use crate::membership::keys::{KeyError, Keys};
 use crate::reconcile::Reconciler;
 use crate::socket::{Server, Shared, Shown, SocketError};
 use crate::sources::directory::Directory;
@@ -74,6 +75,9 @@ pub enum DaemonError {
         /// Everything that is wrong.
         refusals: Vec<Refusal>,
     },
+    /// The keys of membership messages cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// The group does not exist.
     #[error(transparent)]
     Group(#[from] CredentialError),
@@ -119,7 +123,8 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError> {
         ..ControlStatus::default()
     };
     let (sender, events) = mpsc::channel();
-    let watch = Watch::start(&config, &arguments.dataplane_socket, &sender)?;
+    let keys = membership_keys(&config)?;
+    let watch = Watch::start(&config, keys, &arguments.dataplane_socket, &sender)?;
     let view = watch.agent.as_ref().map(Agent::view);
     let shared: Shared = Arc::new(Shown::new(status, view));
     stop_on_signal(sender.clone())?;
@@ -144,6 +149,16 @@ pub fn run(arguments: &Arguments) -> Result<(), DaemonError> {
     drop(server);
     let _ = source.join();
     Ok(())
+}
+
+/// The keys of membership messages, and whether those are taken that are not signed; none: they are not
+/// authenticated, or there are none.
+fn membership_keys(config: &Validated) -> Result<Option<(Keys, bool)>, KeyError> {
+    let Some(settings) = config.membership_keys.as_ref().filter(|_| config.membership.is_some())
+    else {
+        return Ok(None);
+    };
+    Ok(Some((Keys::read(&settings.file)?, settings.accept_unsigned)))
 }
 
 fn stop_on_signal(sender: Sender<Event>) -> Result<(), std::io::Error> {
@@ -184,6 +199,7 @@ impl Watch {
     /// Starts what the configuration needs.
     fn start(
         config: &Validated,
+        keys: Option<(Keys, bool)>,
         dataplane: &Path,
         sender: &Sender<Event>,
     ) -> Result<Self, std::io::Error> {
@@ -193,7 +209,7 @@ impl Watch {
             // The loop that listens has ended: nobody needs to know.
             let _ = wake.send(Event::Members);
         };
-        let agent = config.membership.clone().map(|settings| Agent::start(settings, wake));
+        let agent = config.membership.clone().map(|settings| Agent::start(settings, keys, wake));
         let agent = agent.transpose()?;
         let pulse = agent.as_ref().map(Agent::pulse);
         let tell = move |until| {

@@ -19,6 +19,8 @@ pub use refusal::{Named, Refusal};
 
 use crate::config::{Config, DscpSetting, HostPortSetting};
 use crate::host::Host;
+use crate::membership::keys::KeySettings;
+
 use crate::manifests::pod::{MAX_INTERFACE, is_interface_name};
 use refusal::named;
 
@@ -73,6 +75,8 @@ pub struct Validated {
     pub announce: Announce,
     /// How nodes know which of them live; absent: nothing needs it.
     pub membership: Option<MembershipSettings>,
+    /// Where the keys are that its messages are authenticated with; absent: they are not.
+    pub membership_keys: Option<KeySettings>,
     /// Facts of this machine.
     pub host: Host,
     /// Family of the outer header, if written.
@@ -158,6 +162,7 @@ pub fn validate(config: Config, host: Host) -> Result<Validated, Vec<Refusal>> {
     let egress = check.egress();
     let flow_capacity = check.flow_capacity();
     let membership = check.membership(snat.ports, node_ports, encap.as_ref());
+    let membership_keys = check.membership_keys();
     let gateways = check.nat_gateways();
     let Some(encap) = encap.filter(|_| check.refusals.is_empty()) else {
         return Err(check.refusals);
@@ -183,6 +188,7 @@ pub fn validate(config: Config, host: Host) -> Result<Validated, Vec<Refusal>> {
         gateways,
         announce: config.announce,
         membership,
+        membership_keys,
         host,
         underlay: config.underlay,
         pod_mtu,

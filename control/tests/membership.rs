@@ -7,8 +7,12 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, SystemTime};
 
 use common::{Bed, CONFIG, Control, FakeDataplane, node, wait_until};
+use overlane_control::membership::keys::Keys;
+use overlane_control::membership::seal::Seal;
 use serde_json::Value;
 
 /// The load balancer's address of the service that the fake dataplane lists.
@@ -59,6 +63,28 @@ impl Node {
         bed.manifest("services.yaml", &services);
         let dataplane = bed.dataplane(1, BTreeMap::new());
         Self { control: None, dataplane, bed }
+    }
+
+    /// Its messages are signed, with the first of these keys.
+    fn give_keys(&self, keys: &str) {
+        let (file, config) = (self.bed.path("key"), self.bed.path("node.yaml"));
+        let lines: Vec<String> = keys.chars().map(|digit| digit.to_string().repeat(64)).collect();
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let text = std::fs::read_to_string(&config).unwrap();
+        let text = text
+            .split(", keyFile")
+            .next()
+            .unwrap()
+            .replace("takeBackAfter: 2}", "takeBackAfter: 2");
+        let rest = format!(", keyFile: {}}}\n{ON}", file.display());
+        let head = text.split(ON).next().unwrap().trim_end().to_owned();
+        std::fs::write(&config, head + &rest).unwrap();
+    }
+
+    fn datagrams(&self, counter: &str) -> u64 {
+        // Nothing while the process starts.
+        self.json(&["status"])["control"]["membership"]["datagrams"][counter].as_u64().unwrap_or(0)
     }
 
     fn start(&mut self) {
@@ -212,4 +238,126 @@ fn a_node_that_cannot_be_heard_says_so_and_answers_for_nothing() {
     assert_eq!(a.sees("a"), "not_forwarding");
     assert!(a.text(&["service", "list"]).contains("by nobody"));
     assert_eq!(a.announced(), [""; 0]);
+}
+
+#[test]
+fn who_has_no_key_or_another_one_changes_nothing_and_who_has_it_is_heard() {
+    let port = free_port();
+    let mut nodes = ["a", "b"].map(|name| Node::new(name, port, ON));
+    let [a, b] = &mut nodes;
+    a.give_keys("a");
+    a.start();
+    wait_until("alone it has all", || a.announced().len() == 4);
+    // Without a key; with another.
+    for keys in ["", "b"] {
+        if !keys.is_empty() {
+            b.give_keys(keys);
+        }
+        let before = a.datagrams("unauthenticated");
+        b.start();
+        wait_until("b has spoken", || a.datagrams("unauthenticated") > before + 3);
+        assert_eq!(a.sees("b"), "unknown");
+        assert_eq!(a.announced().len(), 4);
+        assert_eq!(b.control.take().unwrap().terminate(), Some(0));
+    }
+    assert!(a.text(&["status"]).contains("authenticated, "), "{}", a.text(&["status"]));
+    // With another and the right one: what it signs is not taken yet.
+    b.give_keys("ba");
+    b.start();
+    wait_until("b hears a", || b.sees("a") != "unknown");
+    assert_eq!(a.sees("b"), "unknown");
+    assert_eq!(b.control.take().unwrap().terminate(), Some(0));
+    b.give_keys("ab");
+    b.start();
+    wait_until("both are live", || a.sees("b") == "live" && b.sees("a") == "live");
+    let all = sorted([VIP].iter().chain(&OTHER_VIPS).map(|vip| (*vip).to_owned()));
+    wait_until("each address is at one of them", || {
+        sorted([a.announced(), b.announced()].concat().into_iter()) == all
+            && !b.announced().is_empty()
+    });
+    assert_eq!((a.datagrams("replayed"), b.datagrams("replayed")), (0, 0));
+    assert_eq!(a.json(&["status"])["control"]["membership"]["authenticated"], true);
+}
+
+#[test]
+fn a_message_that_is_sent_again_changes_nothing() {
+    let now_us = || {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        u64::try_from(since_1970.as_micros()).unwrap()
+    };
+    let port = free_port();
+    let mut nodes = ["a", "b"].map(|name| Node::new(name, port, ON));
+    let [a, b] = &mut nodes;
+    // What b says to a, while that is only this socket.
+    let heard = UdpSocket::bind(("127.77.0.4", port)).unwrap();
+    heard.set_nonblocking(true).unwrap();
+    b.start();
+    let (mut buffer, mut length) = ([0; 2048], 0);
+    wait_until("b speaks", || {
+        length = heard.recv_from(&mut buffer).map_or(0, |(length, _)| length);
+        length > 0
+    });
+    let message = buffer[..length].to_vec();
+    drop(heard);
+    b.control = None;
+
+    a.give_keys("a");
+    a.start();
+    wait_until("alone it has all", || a.announced().len() == 4);
+    let as_b = UdpSocket::bind(("127.77.0.5", port)).unwrap();
+    let say = |data: &[u8]| as_b.send_to(data, ("127.77.0.4", port)).unwrap();
+    let keys = Keys::parse(&"a".repeat(64)).unwrap();
+    let (own, to) = ("127.77.0.5".parse().unwrap(), "127.77.0.4".parse().unwrap());
+    let mut seal = Seal::new(keys, false, own, now_us());
+    let signed = seal.seal(to, &message, now_us());
+    // As it came, and signed an hour ago.
+    say(&message);
+    wait_until("not signed", || a.datagrams("unauthenticated") == 1);
+    let mut slow = Seal::new(Keys::parse(&"a".repeat(64)).unwrap(), false, own, 0);
+    say(&slow.seal(to, &message, now_us() - 3_600_000_000));
+    wait_until("an hour ago", || a.datagrams("stale") == 1);
+    wait_until("a warning", || {
+        let warnings = a.bed.control_status()["warnings"].to_string();
+        warnings.contains("127.77.0.5 are refused: its clock is 3600 s behind")
+            || warnings.contains("its clock is 3599 s behind")
+    });
+    assert_eq!(a.sees("b"), "unknown");
+    assert_eq!(a.datagrams("received"), 0);
+    say(&signed);
+    wait_until("b is heard", || a.sees("b") != "unknown");
+    wait_until("once", || a.datagrams("received") == 1);
+    wait_until("and is silent", || a.sees("b") == "dead");
+    for count in 1..4 {
+        say(&signed);
+        wait_until("again", || a.datagrams("replayed") == count);
+        assert_eq!(a.sees("b"), "dead");
+    }
+    // After a restart a has not heard it, but listens from then on.
+    a.control = None;
+    std::thread::sleep(Duration::from_secs(3));
+    a.start();
+    // Until it listens.
+    wait_until("from before", || {
+        say(&signed);
+        a.datagrams("stale") > 0
+    });
+    assert_eq!(a.sees("b"), "unknown");
+    assert_eq!(a.datagrams("received"), 0);
+    assert!(a.text(&["status"]).contains(" stale)"), "{}", a.text(&["status"]));
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused_and_said_so() {
+    let port = free_port();
+    let a = Node::new("a", port, ON);
+    a.give_keys("a");
+    let config = a.bed.path("node.yaml");
+    let check = || a.bed.overlane(&["config", "check", config.to_str().unwrap()]);
+    assert_eq!(check().status.code(), Some(0));
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(a.bed.path("key"), open).unwrap();
+    let output = check();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("by others than its owner (mode 0644): chmod 600"), "{said}");
 }

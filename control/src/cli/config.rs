@@ -1,6 +1,7 @@
 //! `overlane config check FILE`: would this configuration be accepted?
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::{Answer, Cli, CliError};
 use crate::config;
 use crate::desired::Compiler;
 use crate::host::Host;
+use crate::membership::keys::{KeyError, KeySettings, Keys};
 use crate::sources::directory::Directory;
 use crate::sources::{Problem, Source, View};
 use crate::status::Counts;
@@ -89,7 +91,23 @@ fn judge(file: &Path, directory: Option<&Path>, host: Host) -> Verdict {
         }
         view.manifests.insert(key, (manifest, place.clone()));
     }
-    match validate(read.config, host) {
+    let checked = validate(read.config, host);
+    if let Some(KeySettings { file: keys, .. }) =
+        checked.as_ref().ok().and_then(|c| c.membership_keys.as_ref())
+    {
+        match Keys::read(keys) {
+            Ok(_) => {}
+            Err(KeyError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                let text = format!(
+                    "membership.keyFile {} is not on this machine: not checked",
+                    keys.display()
+                );
+                verdict.notes.push(text);
+            }
+            Err(error) => verdict.refusals.push(format!("{place}: {error}")),
+        }
+    }
+    match checked {
         Ok(config) if directory.is_some() || !view.manifests.is_empty() => {
             let mut compiler = Compiler::new(config);
             compiler.take(view.into());

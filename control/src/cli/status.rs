@@ -251,12 +251,25 @@ fn nodes_line(membership: &MembershipStatus) -> String {
         counts.map(|(state, count)| format!("{count} {}", state.word())).collect();
     let heard = membership.address.map_or("nowhere".to_owned(), |at| at.to_string());
     let seen = membership.datagrams;
-    let ignored = seen.unknown_sender + seen.malformed;
+    let authenticated = if membership.authenticated { ", authenticated" } else { "" };
+    let reasons = [
+        (seen.unauthenticated, "unauthenticated"),
+        (seen.stale, "stale"),
+        (seen.replayed, "replayed"),
+    ];
+    let reasons: Vec<String> = reasons
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, reason)| format!("{count} {reason}"))
+        .collect();
+    let reasons =
+        if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
     format!(
-        "nodes: {}; heard at UDP {heard}, {} messages received, {} sent, {ignored} ignored",
+        "nodes: {}; heard at UDP {heard}{authenticated}, {} messages received, {} sent, {} ignored{reasons}",
         counts.join(", "),
         seen.received,
-        seen.sent
+        seen.sent,
+        seen.ignored()
     )
 }
 

@@ -35,10 +35,21 @@ pub struct Membership {
     pub suspicion_ms: u64,
     /// How long a node must have forwarded until it takes addresses back, seconds.
     pub take_back_after: u64,
+    /// File with the key that messages are authenticated with, the same on all nodes; absent: they are not.
+    pub key_file: Option<std::path::PathBuf>,
+    /// With a key: are messages taken, too, that are not signed? For the time in which nodes get theirs.
+    pub accept_unsigned: bool,
 }
 
 impl Default for Membership {
     fn default() -> Self {
-        Self { port: 4254, probe_interval_ms: 500, suspicion_ms: 1000, take_back_after: 5 }
+        Self {
+            port: 4254,
+            probe_interval_ms: 500,
+            suspicion_ms: 1000,
+            take_back_after: 5,
+            key_file: None,
+            accept_unsigned: false,
+        }
     }
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 use foca::State;
 
 use super::identity::{Duty, Identity};
+use super::keys::Keys;
 use super::readiness::Readiness;
+use super::seal::{self, Refused, Seal};
 use super::swim::Swim;
 use super::{Liveness, MemberStatus, Members, MembershipStatus};
 use crate::validate::MembershipSettings;
@@ -19,6 +21,8 @@ use crate::validate::MembershipSettings;
 const LOOK: Duration = Duration::from_millis(50);
 /// How often the view is looked at for what does not announce itself: suspicions.
 const VIEW_EVERY: Duration = Duration::from_secs(1);
+/// How long it is said that a message was refused for the clock of its sender.
+const SAID: Duration = Duration::from_secs(10);
 /// How long after a failure the socket is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -92,12 +96,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts the thread; `wake` is called whenever [`Self::members`] says something else.
+    /// Starts the thread; `wake` is called whenever [`Self::members`] says something else. With keys all
+    /// messages are signed, and those that are not are taken only if `accept_unsigned` says so.
     ///
     /// # Errors
     /// The system has no thread left.
     pub fn start(
         settings: MembershipSettings,
+        keys: Option<(Keys, bool)>,
         wake: impl Fn() + Send + 'static,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Mutex::new(Shared {
@@ -114,6 +120,7 @@ impl Agent {
             shared: Arc::clone(&shared),
             readiness: Readiness::new(settings.take_back_after, now),
             settings,
+            keys,
             cluster: Arc::default(),
             link: None,
             next_try: now,
@@ -191,6 +198,9 @@ struct Link {
     socket: UdpSocket,
     at: SocketAddr,
     swim: Swim,
+    seal: Option<Seal>,
+    /// A clock that differs too much, and when that was noticed.
+    complaint: Option<(Instant, String)>,
 }
 
 /// What the thread has.
@@ -198,6 +208,8 @@ struct Link {
 struct Speaker {
     shared: Arc<Mutex<Shared>>,
     settings: MembershipSettings,
+    /// What messages are signed with; and are those taken that are not?
+    keys: Option<(Keys, bool)>,
     readiness: Readiness,
     cluster: Arc<Cluster>,
     link: Option<Link>,
@@ -268,15 +280,17 @@ impl Speaker {
         let Some(at) = wanted else { return };
         match UdpSocket::bind(at) {
             Ok(socket) => {
-                let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-                let started = since_1970.unwrap_or_default();
+                let started = since_1970();
                 let generation = u64::try_from(started.as_millis()).unwrap_or(u64::MAX / 2);
                 let seed = u64::from(started.subsec_nanos()) << 32 ^ generation;
                 let identity = Identity { address: at.ip(), generation, duty: Duty::Away };
                 self.readiness.set(Duty::Away, now);
                 let mut swim = Swim::new(identity, self.settings.clone(), seed, now);
                 swim.know(self.cluster.known(), now);
-                self.link = Some(Link { socket, at, swim });
+                let seal = self.keys.as_ref().map(|(keys, accept_unsigned)| {
+                    Seal::new(keys.clone(), *accept_unsigned, at.ip(), since_1970_us())
+                });
+                self.link = Some(Link { socket, at, swim, seal, complaint: None });
                 lock(&self.shared).warning = None;
                 tracing::info!(%at, "membership messages are heard");
             }
@@ -345,7 +359,12 @@ impl Speaker {
             duty: Some(duty),
             nodes: counts,
             datagrams: datagrams.unwrap_or_default(),
+            authenticated: self.keys.as_ref().is_some_and(|(_, accept_unsigned)| !accept_unsigned),
         };
+        if let Some(link) = &self.link {
+            let recent = link.complaint.as_ref().filter(|(at, _)| now < *at + SAID);
+            shared.warning = recent.map(|(_, text)| text.clone());
+        }
         if shared.members == members {
             return false;
         }
@@ -375,6 +394,14 @@ impl Speaker {
     }
 }
 
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+fn since_1970_us() -> u64 {
+    u64::try_from(since_1970().as_micros()).unwrap_or(u64::MAX / 2)
+}
+
 const fn own_state(duty: Duty) -> Liveness {
     liveness(State::Alive, duty)
 }
@@ -391,12 +418,54 @@ const fn liveness(state: State, duty: Duty) -> Liveness {
 
 impl Link {
     fn send(&mut self, port: u16) {
-        for (to, data) in self.swim.take_datagrams() {
+        for (to, mut data) in self.swim.take_datagrams() {
+            if let Some(seal) = &mut self.seal {
+                data = seal.seal(to, &data, since_1970_us());
+            }
             // A message that is lost is one of many.
             if let Err(error) = self.socket.send_to(&data, (to, port)) {
                 tracing::debug!(%to, %error, "a membership message is not sent");
             }
         }
+    }
+
+    /// Takes what came, if it is to be believed.
+    fn take(&mut self, from: SocketAddr, data: &[u8]) {
+        let opened = match &mut self.seal {
+            // Strangers are counted there, and do not cost a hash.
+            Some(seal) if self.swim.is_expected(from) => {
+                seal.open(from.ip(), data, since_1970_us())
+            }
+            _ => Ok(seal::unsealed(data)),
+        };
+        match opened {
+            Ok(message) => self.swim.receive(from, message, Instant::now()),
+            Err(refused) => {
+                self.swim.refuse(refused);
+                self.complain(from, refused);
+            }
+        }
+    }
+
+    /// Says so when a node's clock is why nothing it says is believed.
+    fn complain(&mut self, from: SocketAddr, refused: Refused) {
+        let now = Instant::now();
+        let Refused::Stale { ahead_us } = refused else { return };
+        if ahead_us.unsigned_abs() <= seal::SKEW_US {
+            // From before this node was started; the next one is not.
+            return;
+        }
+        if self.complaint.as_ref().is_some_and(|(at, _)| now < *at + SAID / 2) {
+            return;
+        }
+        let (seconds, side) =
+            (ahead_us.unsigned_abs() / 1_000_000, if ahead_us > 0 { "ahead of" } else { "behind" });
+        let text = format!(
+            "membership: messages of {} are refused: its clock is {seconds} s {side} this node's; set both by NTP",
+            from.ip()
+        );
+        tracing::warn!("{text}");
+        self.complaint = Some((now, text));
     }
 
     /// Waits at most so long for a message; takes those that are there.
@@ -410,7 +479,7 @@ impl Link {
             match self.socket.recv_from(&mut buffer) {
                 Ok((length, from)) => {
                     let data = buffer.get(..length).unwrap_or_default();
-                    self.swim.receive(from, data, Instant::now());
+                    self.take(from, data);
                     self.send(port);
                 }
                 Err(error) => return if is_harmless(&error) { Ok(()) } else { Err(error) },
@@ -433,80 +502,5 @@ fn is_harmless(error: &std::io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn until(what: &str, patience: Duration, is_so: impl Fn() -> bool) {
-        let deadline = Instant::now() + patience;
-        while !is_so() {
-            assert!(Instant::now() < deadline, "{what}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Two nodes on the loopback: one goes, the other notices; it comes back and waits its turn.
-    #[test]
-    fn two_agents_hear_of_each_other_and_of_each_others_end() {
-        // A port that nothing has now; another process may take it all the same, then this says so.
-        let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let settings = MembershipSettings {
-            port: free,
-            probe_interval: Duration::from_millis(200),
-            suspicion: Duration::from_millis(1500),
-            take_back_after: Duration::from_secs(4),
-        };
-        let start = |own: u8, other: u8| {
-            let address = |number: u8| Some(IpAddr::from([127, 0, 0, number]));
-            let agent = Agent::start(settings.clone(), || ()).unwrap();
-            agent.set_cluster(Cluster {
-                own: own.to_string(),
-                own_address: address(own),
-                others: [(other.to_string(), address(other))].into(),
-            });
-            agent.pulse().set_forwarding(Some(Instant::now() + Duration::from_secs(60)));
-            agent
-        };
-        let patience = Duration::from_secs(20);
-        let one = start(1, 2);
-        until("alone, it takes all", patience, || one.members().may_answer());
-        assert_eq!(one.warning(), None);
-        assert_eq!(one.view().nodes()["2"].liveness, Liveness::Unknown);
-        let two = start(2, 1);
-        until("the other is heard", patience, || {
-            one.view().nodes()["2"].liveness == Liveness::Standby
-        });
-        until("and hears the first", patience, || two.members().is_ready("1"));
-        assert!(!two.members().is_ready("2"), "which has what there is");
-        until("and ready in the end", patience, || one.members().is_ready("2"));
-        two.pulse().set_forwarding(None);
-        until("its dataplane", patience, || {
-            one.view().nodes()["2"].liveness == Liveness::NotForwarding
-        });
-        assert!(!one.members().is_ready("2"));
-        drop(two);
-        until("farewell", patience, || one.view().nodes()["2"].liveness == Liveness::Dead);
-        let counts = one.status().nodes;
-        assert_eq!(counts, [(Liveness::Live, 1), (Liveness::Dead, 1)].into());
-        assert!(one.status().datagrams.received > 0);
-    }
-
-    #[test]
-    fn a_port_that_is_taken_is_a_warning_and_nothing_is_given_to_the_node() {
-        let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
-        let settings = MembershipSettings {
-            port,
-            probe_interval: Duration::from_millis(100),
-            suspicion: Duration::from_millis(300),
-            take_back_after: Duration::ZERO,
-        };
-        let agent = Agent::start(settings, || ()).unwrap();
-        let own_address = Some(IpAddr::from([127, 0, 0, 1]));
-        agent.set_cluster(Cluster { own: "a".into(), own_address, ..Cluster::default() });
-        agent.pulse().set_forwarding(Some(Instant::now() + Duration::from_secs(60)));
-        until("a warning", Duration::from_secs(5), || agent.warning().is_some());
-        let warning = agent.warning().unwrap();
-        assert!(warning.contains(&port.to_string()) && warning.contains("nothing is given"));
-        assert!(!agent.members().is_ready("a"));
-    }
-}
+#[path = "agent_tests.rs"]
+mod tests;

@@ -6,14 +6,19 @@
 //! | `identity` | what a node says of itself |
 //! | `swim` | the protocol, without sockets and clocks |
 //! | `readiness` | when this node is ready for what others may have |
+//! | `keys` | the file with the key, if there is one |
+//! | `seal` | messages signed with it, each believed once |
 //! | `agent` | the thread around them |
 //!
-//! Messages are not authenticated: they are believed when they come from the address of a node of
-//! the cluster. Whoever can send from such an address can say that a node is dead.
+//! Without a key messages are not authenticated: they are believed when they come from the address of a
+//! node of the cluster. Whoever can send from such an address can say that a node is dead. With a key it takes
+//! the key.
 
 pub mod agent;
 pub mod identity;
+pub mod keys;
 mod readiness;
+pub mod seal;
 mod swim;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -152,4 +157,7 @@ pub struct MembershipStatus {
     pub nodes: BTreeMap<Liveness, usize>,
     /// What has come in and gone out.
     pub datagrams: Datagrams,
+    /// Are messages signed, and those that are not refused?
+    #[serde(default)]
+    pub authenticated: bool,
 }

@@ -18,10 +18,12 @@ use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Duty, Identity};
+use super::seal::{self, Refused};
 use crate::validate::MembershipSettings;
 
-/// Longest datagram, bytes: fits the smallest MTU of IPv6 with its headers (RFC 8200 section 5).
+/// Longest message, bytes: signed it fits the smallest MTU of IPv6 with its headers (RFC 8200 section 5).
 const MAX_BYTES: usize = 1200;
+const _: () = assert!(MAX_BYTES + seal::OVERHEAD <= 1280 - 40 - 8);
 /// How often nodes of which nothing is heard are asked to answer.
 const SEEK_EVERY: Duration = Duration::from_secs(1);
 /// How many of them at a time: ten thousand are found in ten minutes by this alone; each answer
@@ -42,6 +44,23 @@ pub struct Datagrams {
     pub unknown_sender: u64,
     /// Not to be understood: ignored.
     pub malformed: u64,
+    /// Not signed with a key of ours, where there are keys: ignored.
+    #[serde(default)]
+    pub unauthenticated: u64,
+    /// Signed, but too long ago by this node's clock, or from the future: ignored.
+    #[serde(default)]
+    pub stale: u64,
+    /// Signed, but seen before, or overtaken by a later one: ignored.
+    #[serde(default)]
+    pub replayed: u64,
+}
+
+impl Datagrams {
+    /// All that were ignored.
+    #[must_use]
+    pub const fn ignored(&self) -> u64 {
+        self.unknown_sender + self.malformed + self.unauthenticated + self.stale + self.replayed
+    }
 }
 
 /// Takes what `foca` wants done.
@@ -202,9 +221,24 @@ impl Swim {
         self.settle(now);
     }
 
+    /// Is it from where the control process of a node of the cluster sends?
+    pub(super) fn is_expected(&self, from: SocketAddr) -> bool {
+        from.port() == self.settings.port && self.known.contains(&from.ip())
+    }
+
+    /// A datagram is not to be believed, for this reason.
+    pub(super) fn refuse(&mut self, refused: Refused) {
+        let counter = match refused {
+            Refused::Unauthenticated => &mut self.datagrams.unauthenticated,
+            Refused::Stale { .. } => &mut self.datagrams.stale,
+            Refused::Replayed => &mut self.datagrams.replayed,
+        };
+        *counter += 1;
+    }
+
     /// Takes a datagram that came from `from`.
     pub(super) fn receive(&mut self, from: SocketAddr, data: &[u8], now: Instant) {
-        if from.port() != self.settings.port || !self.known.contains(&from.ip()) {
+        if !self.is_expected(from) {
             self.datagrams.unknown_sender += 1;
             return;
         }

@@ -7,6 +7,7 @@ use overlane_api::{EncapSettings, PortRange};
 
 use super::Check;
 use super::refusal::{Refusal, named};
+use crate::membership::keys::KeySettings;
 
 /// Which addresses one live node answers for.
 pub use crate::config::membership::Announce;
@@ -101,6 +102,7 @@ impl Check<'_> {
                 advice: "packets to that port would not reach the control process; choose another, the same on all nodes",
             });
         }
+        self.check_membership_keys();
         if config.announce.external && !config.enable_external_ips {
             self.refuse(Refusal::Contradiction {
                 first: named("announce.externalIPs", true),
@@ -114,6 +116,30 @@ impl Check<'_> {
             suspicion: Duration::from_millis(written.suspicion_ms),
             take_back_after: Duration::from_secs(written.take_back_after),
         })
+    }
+
+    /// Where the keys of membership messages are; none: they are not authenticated. The file is read by who
+    /// needs the keys.
+    pub(super) fn membership_keys(&self) -> Option<KeySettings> {
+        let written = &self.config.membership;
+        let file = written.key_file.clone()?;
+        Some(KeySettings { file, accept_unsigned: written.accept_unsigned })
+    }
+
+    fn check_membership_keys(&mut self) {
+        let written = &self.config.membership;
+        match &written.key_file {
+            Some(file) if !file.is_absolute() => {
+                let path = named("membership.keyFile", file.display());
+                self.refuse(Refusal::Relative { path });
+            }
+            None if written.accept_unsigned => self.refuse(Refusal::Contradiction {
+                first: named("membership.acceptUnsigned", true),
+                second: named("membership.keyFile", "absent"),
+                advice: "without a key no message is signed and all are accepted; name the file, or leave this out",
+            }),
+            _ => {}
+        }
     }
 
     /// The gateways, by themselves.

@@ -164,6 +164,12 @@ pub enum Refusal {
         /// What to do.
         advice: &'static str,
     },
+    /// A path that depends on where a process was started.
+    #[error("{path} is not an absolute path: write it from / on")]
+    Relative {
+        /// The path.
+        path: Named,
+    },
     /// Not the name of an interface.
     #[error(
         "{interface} is not an interface name: use 1 to {most} bytes without '/', ':' and spaces"

@@ -129,9 +129,15 @@ choose() {
   return 1
 }
 
+# Those that were sent before, or long ago by the receiver's clock.
+old_messages() { status_of "$1" '.control.membership.datagrams | .replayed + .stale'; }
+
 bed --announce
+KEY=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
 for node in $NODE_NAMES; do
-  printf 'membership: {takeBackAfter: %s}\ngateways: [{name: out, addresses: [%s], nodes: [a, b]}]\n' "$BACK" "$POOL" >> "$RUN_DIR/$node/node.yaml"
+  (umask 077 && printf '%s\n' "$KEY" > "$RUN_DIR/$node/membership.key")
+  printf 'membership: {takeBackAfter: %s, keyFile: %s}\ngateways: [{name: out, addresses: [%s], nodes: [a, b]}]\n' \
+    "$BACK" "$RUN_DIR/$node/membership.key" "$POOL" >> "$RUN_DIR/$node/node.yaml"
   testbed restart-control "$node"
 done
 web b-pod1
@@ -146,6 +152,7 @@ check "an address that nobody has is nobody's" equal "who answers" "$(who_has 10
 check "the service answers from the link and from outside" served
 check "service list says who answers" equal node "$(overlane_cli b -o json service list | jq -r ".[] | .announced_by[\"$VIP4\"]" | sort -u)" a
 
+check "what nodes say of each other is signed" equal authenticated "$(status_of a .control.membership.authenticated)" true
 check "a pod cannot speak for its node" forged
 check "keeping track costs little" idle a
 printf '# an idle control process takes %s %% of a CPU\n' "$(cat "$WORK/idle")"
@@ -195,5 +202,8 @@ capture_end
 check "never did two answer one question" log twice
 testbed start-control a
 check "both are live again" wait_until 15 sees b a live
-for node in $NODE_NAMES; do check "counters of $node close" closes "$node"; done
+for node in $NODE_NAMES; do
+  check "no message was taken for an old one at $node" equal messages "$(old_messages "$node")" 0
+  check "counters of $node close" closes "$node"
+done
 finish
