@@ -23,8 +23,8 @@ use crate::packet::region::Shared;
 
 const BUCKETS: usize = 64;
 
-/// Directory bits of a table that caches keep: 128 pages, half a mebibyte.
-const SMALL: u32 = 7;
+/// Directory bits of a table that caches keep: 8 pages, 32 KiB.
+const SMALL: u32 = 3;
 
 /// What can be a key: fixed-size bits that hash well.
 pub trait Key: Copy + Eq + Default + std::fmt::Debug + Send + Sync + 'static {

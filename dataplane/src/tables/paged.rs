@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
-
 use crate::packet::prefetch::prefetch_whole;
 use crate::packet::region::Shared;
 
 const PAGE: usize = 32;
 
-type Page<T> = Shared<ArrayVec<T, PAGE>>;
+/// Behind the last element are copies of an earlier one, which nobody sees.
+type Page<T> = Shared<[T; PAGE]>;
 
 /// A vector that is cheap to clone and cheap to change in one place. A reader follows two
-/// pointers: to the page, to the element. The pages stand in huge pages.
+/// pointers: to the page, to the element, and reads nothing else of the page. The pages stand in huge pages.
 #[derive(Debug, Clone)]
 pub struct Paged<T> {
     pages: Arc<[Page<T>]>,
@@ -42,10 +41,13 @@ impl<T: Clone> Paged<T> {
     #[inline]
     #[must_use]
     pub fn get(&self, index: u32) -> Option<&T> {
+        if index as usize >= self.len {
+            return None;
+        }
         self.pages.get(index as usize / PAGE)?.get(index as usize % PAGE)
     }
 
-    /// Brings the element near that [`Paged::get`] will read.
+    /// Brings the element near that [`Paged::get`] will read. Waits for nothing.
     #[inline]
     pub fn prefetch(&self, index: u32) {
         let Some(element) = self.get(index) else { return };
@@ -65,11 +67,10 @@ impl<T: Clone> Paged<T> {
     /// of pages.
     pub fn push(&mut self, element: T) {
         if self.len.is_multiple_of(PAGE) {
-            let page = Shared::new(ArrayVec::from_iter([element]));
+            let page = Shared::new(std::array::from_fn(|_| element.clone()));
             self.pages = self.pages.iter().cloned().chain([page]).collect();
         } else if let Some(page) = Arc::make_mut(&mut self.pages).last_mut() {
-            // There is room: the number of elements is no multiple of a page's.
-            page.make_mut().push(element);
+            page.make_mut()[self.len % PAGE] = element;
         }
         self.len += 1;
     }
@@ -82,7 +83,7 @@ impl<T: Clone> Paged<T> {
 
     /// All elements in order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.pages.iter().flat_map(|page| page.iter())
+        self.pages.iter().flat_map(|page| page.iter()).take(self.len)
     }
 }
 
@@ -106,5 +107,17 @@ mod tests {
         );
         assert_eq!(old.iter().copied().collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
         assert!(new.get_mut(101).is_none());
+    }
+
+    #[test]
+    fn nothing_is_behind_the_last_element() {
+        let mut elements = Paged::default();
+        for n in 0..66 {
+            assert_eq!(elements.get(n), None);
+            assert!(elements.get_mut(n).is_none());
+            assert_eq!(elements.iter().count(), n as usize);
+            elements.push(n);
+        }
+        assert_eq!(elements.iter().copied().collect::<Vec<_>>(), (0..66).collect::<Vec<_>>());
     }
 }
