@@ -207,10 +207,11 @@ impl<T: AnyBitPattern> Drop for Region<T> {
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Bytes of places for a [`Shared`] value and its count, ascending: the largest takes a page and three
-/// cache lines. Odd numbers of lines, so that the same line of all values does not compete for a few
-/// places of the cache.
-const PLACES: [usize; 4] = [5 * LINE, 11 * LINE, 29 * LINE, PAGE + 3 * LINE];
+/// Bytes of places for a [`Shared`] value and its count, ascending: one takes a page and three
+/// cache lines, the larger ones 16, 64 and 128 KiB with a little. Odd numbers of lines, so that the same
+/// line of all values does not compete for a few places of the cache.
+const PLACES: [usize; 7] =
+    [5 * LINE, 11 * LINE, 33 * LINE, 67 * LINE, 257 * LINE, 1025 * LINE, 2049 * LINE];
 
 /// The number of the smallest places that take `size` bytes.
 const fn class_of(size: usize) -> usize {
@@ -354,8 +355,16 @@ unsafe impl Send for Carved {}
 
 /// By class.
 static PLACES_IN_USE: [Mutex<Places>; PLACES.len()] = {
-    let [a, b, c, d] = PLACES;
-    [Places::of(a), Places::of(b), Places::of(c), Places::of(d)]
+    let [a, b, c, d, e, f, g] = PLACES;
+    [
+        Places::of(a),
+        Places::of(b),
+        Places::of(c),
+        Places::of(d),
+        Places::of(e),
+        Places::of(f),
+        Places::of(g),
+    ]
 };
 
 fn lock_places(class: usize) -> MutexGuard<'static, Places> {

@@ -45,25 +45,47 @@ pub struct Candidate {
     pub index: u16,
 }
 
-/// A table.
+/// A table. Its slots are in huge pages. It is 16 bytes, so that those of two scopes fit one cache line
+/// with what else is read of a service's backends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Maglev {
-    size: u32,
-    slots: Slots,
-}
-
-/// Bytes of the slots for few backends.
-const HALVES: usize = (Maglev::SIZES[0].0 as usize).div_ceil(2);
+pub struct Maglev(Slots);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Slots {
-    /// All of one backend.
-    Same(u16),
-    /// Two to a byte, the even one in the low half. Of many services with few backends: in huge pages.
-    Half(Shared<[u8; HALVES]>),
-    Byte(Box<[u8]>),
-    Word(Box<[u16]>),
+    /// One, of this backend.
+    One(u16),
+    /// As many as for few backends.
+    Half(Halves),
+    /// In bytes of which these are the first; when `is_wide`, two to a slot, the lower one first.
+    Small {
+        size: u32,
+        is_wide: bool,
+        bytes: Shared<[u8; SMALL]>,
+    },
+    Medium {
+        size: u32,
+        is_wide: bool,
+        bytes: Shared<[u8; MEDIUM]>,
+    },
+    Large {
+        size: u32,
+        is_wide: bool,
+        bytes: Shared<[u8; LARGE]>,
+    },
 }
+
+/// The slots for up to 16 backends, two to a byte, the even one in the low half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Halves(Shared<[u8; HALVES]>);
+
+/// Bytes of the slots for few backends.
+const HALVES: usize = (Maglev::SIZES[0].0 as usize).div_ceil(2);
+/// Bytes of those for more, one each.
+const SMALL: usize = Maglev::SIZES[1].0 as usize;
+/// Bytes of those for many.
+const MEDIUM: usize = Maglev::MANY as usize;
+/// Bytes of those for so many that a byte does not tell them apart.
+const LARGE: usize = Maglev::MANY as usize * 2;
 
 /// A backend's way through the slots: from the first on, so many further each time.
 #[derive(Debug, Clone, Copy)]
@@ -184,10 +206,10 @@ impl Filling {
 }
 
 impl Maglev {
-    /// Slots and the most backends for which there are so many; more have [`Maglev::LARGE`].
+    /// Slots and the most backends for which there are so many; more have [`Maglev::MANY`].
     const SIZES: [(u32, usize); 2] = [(8191, 16), (16_381, 163)];
     /// Slots for many backends.
-    const LARGE: u32 = 65_537;
+    const MANY: u32 = 65_537;
     /// Most candidates of a table.
     pub const MAX_CANDIDATES: usize = u16::MAX as usize;
 
@@ -204,95 +226,168 @@ impl Maglev {
         usable.truncate(Self::MAX_CANDIDATES);
         let first = usable.first()?;
         if usable.len() == 1 {
-            return Some(Self { size: 1, slots: Slots::Same(first.index) });
+            return Some(Self(Slots::One(first.index)));
         }
         let size = Self::SIZES.iter().find(|(_, most)| usable.len() <= *most);
-        let size = size.map_or(Self::LARGE, |(size, _)| *size);
+        let size = size.map_or(Self::MANY, |(size, _)| *size);
         let filled = if usable.iter().all(|candidate| candidate.weight == first.weight) {
             fill_in_turn(&usable, size)
         } else {
             fill_by_weight(&usable, size)
         };
         let index = |place: &u16| usable.get(usize::from(*place)).map_or(0, |c| c.index);
-        let slots = Slots::pack(filled.iter().map(index).collect());
-        Some(Self { size, slots })
+        let slots: Vec<u16> = filled.iter().map(index).collect();
+        Some(Self(Slots::pack(&slots)))
     }
 
     /// The backend for `hash`, which is to be well mixed: its high bits say which slot.
     #[inline]
     #[must_use]
     pub fn pick(&self, hash: u32) -> u16 {
-        self.slots.get(self.slot(hash))
+        self.0.get(scale(hash, self.0.size()))
+    }
+
+    /// The slots, if they are those for few backends.
+    #[must_use]
+    pub const fn halves(&self) -> Option<&Halves> {
+        match &self.0 {
+            Slots::Half(halves) => Some(halves),
+            _ => None,
+        }
     }
 
     /// Brings the slot near that [`Maglev::pick`] will read.
     #[inline]
     pub fn prefetch(&self, hash: u32) {
-        self.slots.prefetch(self.slot(hash));
-    }
-
-    /// Which slot `hash` is for.
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "the product's high half is below the size")]
-    const fn slot(&self, hash: u32) -> usize {
-        ((hash as u64 * self.size as u64) >> 32) as usize
+        self.0.prefetch(scale(hash, self.0.size()));
     }
 
     /// The backends of all slots, in order.
     pub fn slots(&self) -> impl Iterator<Item = u16> + '_ {
-        (0..self.size as usize).map(|slot| self.slots.get(slot))
+        (0..self.0.size() as usize).map(|slot| self.0.get(slot))
     }
 
     /// Bytes of memory besides its own.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        match &self.slots {
-            Slots::Same(_) => 0,
+        match &self.0 {
+            Slots::One(_) => 0,
             Slots::Half(_) => Shared::<[u8; HALVES]>::BYTES,
-            Slots::Byte(bytes) => bytes.len(),
-            Slots::Word(words) => words.len() * 2,
+            Slots::Small { .. } => Shared::<[u8; SMALL]>::BYTES,
+            Slots::Medium { .. } => Shared::<[u8; MEDIUM]>::BYTES,
+            Slots::Large { .. } => Shared::<[u8; LARGE]>::BYTES,
         }
+    }
+}
+
+/// `hash` scaled to less than `size`: which slot it is for.
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "the product's high half is below the size")]
+const fn scale(hash: u32, size: u32) -> usize {
+    ((hash as u64 * size as u64) >> 32) as usize
+}
+
+impl Halves {
+    /// As [`Maglev::pick`]; less than 16.
+    #[inline(always)]
+    #[must_use]
+    pub fn pick(&self, hash: u32) -> usize {
+        usize::from(self.get(scale(hash, Maglev::SIZES[0].0)))
+    }
+
+    /// Brings the slot near that [`Halves::pick`] will read.
+    #[inline(always)]
+    pub fn ask_for(&self, hash: u32) {
+        self.prefetch(scale(hash, Maglev::SIZES[0].0));
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, slot: usize) {
+        prefetch(self.0.as_ptr().wrapping_add(slot / 2));
+    }
+
+    #[inline(always)]
+    fn get(&self, slot: usize) -> u8 {
+        let byte = self.0.get(slot / 2).copied().unwrap_or_default();
+        byte >> (slot % 2 * 4) & 15
     }
 }
 
 impl Slots {
     #[allow(clippy::cast_possible_truncation, reason = "the largest value was asked for")]
-    fn pack(slots: Vec<u16>) -> Self {
-        match slots.iter().max().copied().unwrap_or_default() {
-            0..=15 if slots.len().div_ceil(2) <= HALVES => {
-                let mut bytes = [0; HALVES];
-                for (byte, pair) in bytes.iter_mut().zip(slots.chunks(2)) {
-                    *byte = pair.iter().rev().fold(0, |byte, slot| byte << 4 | *slot as u8);
-                }
-                Self::Half(Shared::new(bytes))
+    fn pack(slots: &[u16]) -> Self {
+        let size = slots.len() as u32;
+        let most = slots.iter().max().copied().unwrap_or_default();
+        if most < 16 && size == Maglev::SIZES[0].0 {
+            let halves = slots.chunks(2);
+            return Self::Half(Halves(placed(
+                halves.map(|pair| pair.iter().rev().fold(0, |byte, slot| byte << 4 | *slot as u8)),
+            )));
+        }
+        let is_wide = most > 255;
+        let bytes = slots
+            .iter()
+            .flat_map(|slot| slot.to_le_bytes().into_iter().take(1 + usize::from(is_wide)));
+        let needed = slots.len() << u32::from(is_wide);
+        if needed <= SMALL {
+            Self::Small { size, is_wide, bytes: placed(bytes) }
+        } else if needed <= MEDIUM {
+            Self::Medium { size, is_wide, bytes: placed(bytes) }
+        } else {
+            Self::Large { size, is_wide, bytes: placed(bytes) }
+        }
+    }
+
+    #[inline]
+    fn size(&self) -> u32 {
+        match self {
+            Self::One(_) => 1,
+            Self::Half(_) => Maglev::SIZES[0].0,
+            Self::Small { size, .. } | Self::Medium { size, .. } | Self::Large { size, .. } => {
+                *size
             }
-            0..=255 => Self::Byte(slots.iter().map(|slot| *slot as u8).collect()),
-            _ => Self::Word(slots.into_boxed_slice()),
+        }
+    }
+
+    /// The bytes of slots that are not halves of one, and whether a slot has two.
+    #[inline]
+    fn bytes(&self) -> (&[u8], bool) {
+        match self {
+            Self::One(_) | Self::Half(_) => (&[], false),
+            Self::Small { is_wide, bytes, .. } => (&bytes[..], *is_wide),
+            Self::Medium { is_wide, bytes, .. } => (&bytes[..], *is_wide),
+            Self::Large { is_wide, bytes, .. } => (&bytes[..], *is_wide),
         }
     }
 
     #[inline]
     fn prefetch(&self, slot: usize) {
-        match self {
-            Self::Same(_) => {}
-            Self::Half(bytes) => prefetch(bytes.as_ptr().wrapping_add(slot / 2)),
-            Self::Byte(bytes) => prefetch(bytes.as_ptr().wrapping_add(slot)),
-            Self::Word(words) => prefetch(words.as_ptr().wrapping_add(slot)),
+        if let Self::Half(halves) = self {
+            return halves.prefetch(slot);
         }
+        let (bytes, is_wide) = self.bytes();
+        prefetch(bytes.as_ptr().wrapping_add(slot << u32::from(is_wide)));
     }
 
     #[inline]
     fn get(&self, slot: usize) -> u16 {
         match self {
-            Self::Same(index) => *index,
-            Self::Half(bytes) => {
-                let byte = bytes.get(slot / 2).copied().unwrap_or_default();
-                u16::from(byte >> (slot % 2 * 4) & 15)
+            Self::One(index) => *index,
+            Self::Half(halves) => u16::from(halves.get(slot)),
+            _ => {
+                let (bytes, is_wide) = self.bytes();
+                let byte = |at: usize| bytes.get(at).copied().map_or(0, u16::from);
+                if is_wide { byte(slot * 2) | byte(slot * 2 + 1) << 8 } else { byte(slot) }
             }
-            Self::Byte(bytes) => bytes.get(slot).copied().map_or(0, u16::from),
-            Self::Word(words) => words.get(slot).copied().unwrap_or_default(),
         }
     }
+}
+
+/// Bytes in huge pages.
+fn placed<const SIZE: usize>(all: impl Iterator<Item = u8>) -> Shared<[u8; SIZE]> {
+    let mut bytes = Shared::new([0; SIZE]);
+    bytes.make_mut().iter_mut().zip(all).for_each(|(place, byte)| *place = byte);
+    bytes
 }
 
 /// All claim a slot in turn until none is free. Slots hold places in `candidates`.
