@@ -158,7 +158,7 @@ impl Index {
     }
 
     /// The half with this hash that `is` the one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, hash: u32, is: impl Fn(HalfId) -> bool) -> Option<HalfId> {
         let first = &self.buckets[self.first(hash)];
         // Mostly there is none: what opens a flow asks four times.

@@ -434,7 +434,8 @@ impl<A: Address> FlowTable<A> {
         Ok(flow)
     }
 
-    /// As [`FlowTable::find`], but a flow whose time is over is removed instead.
+    /// As [`FlowTable::find`], but a flow whose time is over is removed instead. Mostly there is none.
+    #[inline(always)]
     fn find_living(
         &mut self,
         hash: u32,
@@ -443,6 +444,17 @@ impl<A: Address> FlowTable<A> {
         gone: &mut dyn FnMut(&Removed<A>),
     ) -> Option<HalfId> {
         let half = self.find(hash, key)?;
+        self.keep_living(half, now, gone)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn keep_living(
+        &mut self,
+        half: HalfId,
+        now: u32,
+        gone: &mut dyn FnMut(&Removed<A>),
+    ) -> Option<HalfId> {
         if self.expires_at(half.flow())? > now {
             return Some(half);
         }

@@ -1,19 +1,21 @@
 //! The backends of a service, of one family, and how one of them is chosen.
 //!
-//! What a new flow reads of it are three cache lines, in huge pages: how it is chosen, a slot of a Maglev table,
-//! and the backend.
+//! What a new flow reads of it are two cache lines, in huge pages: a slot of a Maglev table and the backend. With
+//! more than [`FEW`] backends, or another scope than usual, two more: how one is chosen, and where the list
+//! stands.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Deref;
 
-use arrayvec::ArrayVec;
 use overlane_api::{Algorithm, Scope};
 
-use super::maglev::{Candidate, Maglev};
+use super::maglev::{Candidate, Halves, Maglev};
 use super::routes::Address;
 use crate::packet::prefetch::prefetch;
+use crate::packet::region::Shared;
 
 /// A backend, as a packet needs it; its route is not looked up yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Backend<K> {
     /// Its address, host order.
     pub address: K,
@@ -84,47 +86,31 @@ enum Choice {
 /// Backends that stand in one piece with how they are chosen.
 const FEW: usize = 16;
 
-/// Backends, in order.
+/// From the beginning of a line on, so that none is in two.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum List<K> {
-    Few(ArrayVec<Backend<K>, FEW>),
-    Many(Box<[Backend<K>]>),
-}
+#[repr(align(64))]
+struct Few<K>([Backend<K>; FEW]);
 
-impl<K> List<K> {
-    #[inline]
-    fn all(&self) -> &[Backend<K>] {
-        match self {
-            Self::Few(few) => few,
-            Self::Many(many) => many,
-        }
-    }
-
-    /// Bytes of memory besides its own.
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Few(_) => 0,
-            Self::Many(many) => std::mem::size_of_val(&**many),
-        }
-    }
-}
-
-/// Backends of one family. What chooses is in the first cache line of what is [`Shared`].
+/// Backends of one family. Its first cache line says how one is chosen, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct Backends<K> {
     cluster: Choice,
     local: Choice,
+    /// Backends that there are.
+    count: u16,
     has_any: bool,
-    /// Ascending by address and port.
-    list: List<K>,
+    /// All of them, when they are few: ascending by address and port. What is behind the last is nothing.
+    few: Few<K>,
+    /// All of them, when they are more.
+    many: Box<[Backend<K>]>,
 }
 
-impl<K> Default for Backends<K> {
+impl<K: Copy + Default> Default for Backends<K> {
     fn default() -> Self {
         let nothing = || Choice::Nothing;
-        let list = List::Few(ArrayVec::new_const());
-        Self { cluster: nothing(), local: nothing(), has_any: false, list }
+        let (few, many) = (Few([Backend::default(); FEW]), Box::default());
+        Self { cluster: nothing(), local: nothing(), count: 0, has_any: false, few, many }
     }
 }
 
@@ -191,18 +177,31 @@ impl<K: BackendAddress> Backends<K> {
         let cluster = Choice::new(&list, Scope::Cluster, algorithm);
         let local = Choice::new(&list, Scope::Local, algorithm);
         let has_any = list.iter().any(|(b, _)| b.takes(Scope::Cluster) || b.takes(Scope::Local));
+        let mut all = Self { cluster, local, has_any, ..Self::default() };
+        // There are at most as many as a number of 16 bits says.
+        all.count = u16::try_from(list.len()).unwrap_or(u16::MAX);
         let list = list.into_iter().map(|(backend, _)| backend);
-        let list =
-            if list.len() <= FEW { List::Few(list.collect()) } else { List::Many(list.collect()) };
-        Self { cluster, local, has_any, list }
+        if list.len() <= FEW {
+            all.few.0.iter_mut().zip(list).for_each(|(place, backend)| *place = backend);
+        } else {
+            all.many = list.collect();
+        }
+        all
     }
 
     /// A backend for a new flow of `scope`; `hash` is well mixed. None: no backend takes one.
     #[inline]
     #[must_use]
     pub fn choose(&self, scope: Scope, hash: u32) -> Option<Backend<K>> {
-        let list = self.list();
-        list.get(self.choice(scope).pick(list.len(), hash)?).copied()
+        self.chosen(scope, hash).copied()
+    }
+
+    #[inline]
+    fn chosen(&self, scope: Scope, hash: u32) -> Option<&Backend<K>> {
+        let count = usize::from(self.count);
+        let place = self.choice(scope).pick(count, hash)?;
+        // Not by the list as a slice: nothing is to be read here but the backend itself.
+        if count <= FEW { self.few.0.get(place) } else { self.many.get(place) }
     }
 
     /// Brings near what [`Backends::prefetch_choice`] will read.
@@ -217,14 +216,15 @@ impl<K: BackendAddress> Backends<K> {
         if let Choice::Maglev(table) = self.choice(scope) {
             table.prefetch(hash);
         }
+        if usize::from(self.count) > FEW {
+            prefetch(&raw const self.many);
+        }
     }
 
     /// Brings the backend near that [`Backends::choose`] will read.
     #[inline]
     pub fn prefetch_chosen(&self, scope: Scope, hash: u32) {
-        let list = self.list();
-        let place = self.choice(scope).pick(list.len(), hash);
-        if let Some(backend) = place.and_then(|place| list.get(place)) {
+        if let Some(backend) = self.chosen(scope, hash) {
             prefetch(backend);
         }
     }
@@ -257,13 +257,88 @@ impl<K: BackendAddress> Backends<K> {
     #[inline]
     #[must_use]
     pub fn list(&self) -> &[Backend<K>] {
-        self.list.all()
+        let count = usize::from(self.count);
+        if count <= FEW { &self.few.0[..count] } else { &self.many }
     }
 
     /// Bytes of memory besides its own.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.list.bytes() + self.cluster.bytes() + self.local.bytes()
+        std::mem::size_of_val(&*self.many) + self.cluster.bytes() + self.local.bytes()
+    }
+}
+
+/// The backends of a service, and beside them how nearly all choices are made: so that a new flow
+/// need not read how they are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spread<K> {
+    /// Of the scope [`Scope::Cluster`], if these are all that it takes and the backends are few.
+    usual: Option<Halves>,
+    all: Shared<Backends<K>>,
+}
+
+impl<K> Deref for Spread<K> {
+    type Target = Shared<Backends<K>>;
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        &self.all
+    }
+}
+
+impl<K: BackendAddress> From<Shared<Backends<K>>> for Spread<K> {
+    fn from(all: Shared<Backends<K>>) -> Self {
+        let usual = match &all.cluster {
+            Choice::Maglev(table) if usize::from(all.count) <= FEW => table.halves().cloned(),
+            _ => None,
+        };
+        Self { usual, all }
+    }
+}
+
+impl<K: BackendAddress> Spread<K> {
+    #[inline(always)]
+    fn usual(&self, scope: Scope) -> Option<&Halves> {
+        self.usual.as_ref().filter(|_| scope == Scope::Cluster)
+    }
+
+    /// As [`Backends::choose`].
+    #[inline(always)]
+    #[must_use]
+    pub fn choose(&self, scope: Scope, hash: u32) -> Option<Backend<K>> {
+        match self.usual(scope) {
+            Some(usual) => self.all.few.0.get(usual.pick(hash)).copied(),
+            None => self.all.choose(scope, hash),
+        }
+    }
+
+    /// Brings near what says which backend is chosen. Says whether it did; if not, it brings near what
+    /// [`Spread::prefetch_late_choice`] will read, which is to be asked then.
+    #[inline(always)]
+    #[must_use]
+    pub fn prefetch_choice(&self, scope: Scope, hash: u32) -> bool {
+        let usual = self.usual(scope);
+        match usual {
+            Some(usual) => usual.ask_for(hash),
+            None => self.all.prefetch(),
+        }
+        usual.is_some()
+    }
+
+    /// Brings near what says which backend is chosen, when that is not as usual.
+    pub fn prefetch_late_choice(&self, scope: Scope, hash: u32) {
+        if self.usual(scope).is_none() {
+            self.all.prefetch_choice(scope, hash);
+        }
+    }
+
+    /// Brings the backend near that [`Spread::choose`] will read.
+    #[inline(always)]
+    pub fn prefetch_chosen(&self, scope: Scope, hash: u32) {
+        match self.usual(scope).and_then(|usual| self.all.few.0.get(usual.pick(hash))) {
+            Some(backend) => prefetch(backend),
+            None => self.all.prefetch_chosen(scope, hash),
+        }
     }
 }
 
@@ -299,10 +374,18 @@ impl Choice {
     }
 
     /// A place in the list of all backends, of which there are `backends`.
-    #[inline]
+    #[inline(always)]
     fn pick(&self, backends: usize, hash: u32) -> Option<usize> {
         match self {
-            Self::Nothing => None,
+            Self::Maglev(table) => Some(usize::from(table.pick(hash))),
+            other => other.pick_otherwise(backends, hash),
+        }
+    }
+
+    #[inline(never)]
+    fn pick_otherwise(&self, backends: usize, hash: u32) -> Option<usize> {
+        match self {
+            Self::Nothing | Self::Maglev(_) => None,
             Self::All => Some(scale(hash, backends)),
             Self::Some(some) => some.get(scale(hash, some.len())).copied().map(usize::from),
             Self::Weighted(sums) => {
@@ -311,7 +394,6 @@ impl Choice {
                 let place = sums.partition_point(|(sum, _)| *sum as usize <= at);
                 sums.get(place).map(|(_, index)| usize::from(*index))
             }
-            Self::Maglev(table) => Some(usize::from(table.pick(hash))),
         }
     }
 
@@ -330,4 +412,20 @@ impl Choice {
 #[allow(clippy::cast_possible_truncation, reason = "the product's high half is below the size")]
 const fn scale(hash: u32, size: usize) -> usize {
     ((hash as u128 * size as u128) >> 32) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::offset_of;
+
+    #[test]
+    fn how_a_backend_is_chosen_is_one_cache_line_and_no_backend_is_in_two() {
+        assert_eq!(align_of::<Backends<u32>>(), 64);
+        assert!(
+            offset_of!(Backends<u32>, has_any) < 64 && offset_of!(Backends<u128>, has_any) < 64
+        );
+        assert_eq!((offset_of!(Backends<u32>, few), offset_of!(Backends<u128>, few)), (64, 64));
+        assert_eq!((size_of::<Backend<u32>>(), size_of::<Backend<u128>>()), (8, 32));
+    }
 }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use overlane_api::{Algorithm, Forwarding, FrontendKind, Reject, Scope};
 
-pub use super::backends::{Backend, BackendAddress, Backends};
+pub use super::backends::{Backend, BackendAddress, Backends, Spread};
 use super::hash::Map;
 use super::intervals::Spaces;
 use super::paged::Paged;
@@ -86,8 +86,9 @@ pub enum Found {
     NotAService,
 }
 
-/// One port of a service.
+/// One port of a service. One cache line.
 #[derive(Debug, Clone)]
+#[repr(align(64))]
 pub struct ServiceEntry {
     /// Counts up with every change of any service: two states of a service, or two services that
     /// have one index after the other, never have the same.
@@ -111,9 +112,9 @@ pub struct ServiceEntry {
     /// Who may use its load balancer addresses; none: everybody.
     pub sources: Option<Arc<Spaces>>,
     /// IPv4 backends.
-    pub v4: Shared<Backends<u32>>,
+    pub v4: Spread<u32>,
     /// IPv6 backends.
-    pub v6: Shared<Backends<u128>>,
+    pub v6: Spread<u128>,
 }
 
 impl ServiceEntry {

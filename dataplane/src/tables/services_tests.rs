@@ -61,9 +61,15 @@ fn a_draining_backend_takes_nothing_but_counts() {
 }
 
 #[test]
+fn a_service_is_one_cache_line() {
+    assert_eq!(size_of::<Option<ServiceEntry>>(), 64);
+    assert_eq!(align_of::<ServiceEntry>(), 64);
+}
+
+#[test]
 fn source_ranges_are_for_load_balancers_and_one_family() {
     let ranges = ["203.0.113.0/24".parse().unwrap()];
-    let none = Shared::new(Backends::default());
+    let none = Shared::new(Backends::default()).into();
     let entry = ServiceEntry {
         generation: 1,
         life: 0,
@@ -75,7 +81,7 @@ fn source_ranges_are_for_load_balancers_and_one_family() {
         algorithm: Algorithm::Maglev,
         affinity_seconds: 0,
         sources: Some(Arc::new(Spaces::union(&ranges))),
-        v4: Shared::new(Backends::default()),
+        v4: Shared::new(Backends::default()).into(),
         v6: none,
     };
     let admits = |kind, source: &str| entry.admits(kind, source.parse().unwrap());
@@ -137,6 +143,10 @@ proptest! {
             .map(|b| (Ipv4Addr::from_bits(b.address).into(), b.port))
             .collect();
         prop_assert_eq!(chosen, expected);
+        let spread = Spread::from(Shared::new(backends.clone()));
+        for hash in (0..4096_u32).map(|n| n << 20 | n) {
+            prop_assert_eq!(spread.choose(scope, hash), backends.choose(scope, hash));
+        }
         let v4 = all.iter().filter(|b| b.address.is_ipv4());
         prop_assert_eq!(backends.has_any(), v4.clone().any(|b| b.use_cluster || b.use_local));
         for backend in v4 {

@@ -2,7 +2,7 @@
 //! after the other, so that what one waits for the others wait for, too.
 //!
 //! ```text
-//! index, port of the VIP --> service --> its backends --> slot --> backend --> route, index of the answers
+//! index, port of the VIP --> service --> slot --> backend --> route, index of the answers
 //! ```
 //! What was found on the way is kept for the packet that opens the flow, if nothing can change it before: by
 //! then the lines that it was read from may be far again. The rest is a guess; one that turns out to be wrong
@@ -165,17 +165,20 @@ fn rounds<A: Family>(ahead: &mut Ahead<A>, cx: &mut Context<'_>) {
         To::Service(likely) => Some((one.key, likely)),
         _ => None,
     };
+    // Rounds in which nothing is done but to ask are short on purpose: a hint waits for the translation of its
+    // address, and only those that are close to one another do so at once.
     for (_, likely) in all.iter().filter_map(likely) {
-        likely.prefetch_backends::<A>(services);
+        likely.prefetch(services);
     }
-    let choices: ArrayVec<_, VECTOR> = all
-        .iter()
-        .filter_map(likely)
-        .map(|(key, likely)| {
-            let choice = likely.choice(&key, services);
-            choice.inspect(|choice| choice.prefetch_slot())
-        })
-        .collect();
+    let choices: ArrayVec<_, VECTOR> =
+        all.iter().filter_map(likely).map(|(key, likely)| likely.choice(&key, services)).collect();
+    let mut all_asked = true;
+    for choice in choices.iter().flatten() {
+        all_asked &= choice.prefetch_slot();
+    }
+    if !all_asked {
+        choices.iter().flatten().for_each(service::LikelyChoice::prefetch_late_slot);
+    }
     for choice in choices.iter().flatten() {
         choice.prefetch_backend();
     }

@@ -10,7 +10,7 @@ use crate::packet::meta::{Meta, Route};
 use crate::stages::keys;
 use crate::tables::Snapshot;
 use crate::tables::peers::PeerEntry;
-use crate::tables::services::{BackendAddress, Backends, ServiceEntry};
+use crate::tables::services::{BackendAddress, ServiceEntry, Spread};
 
 /// A family of addresses, for what opens flows.
 pub(super) trait Family: Address + BackendAddress {
@@ -41,7 +41,7 @@ pub(super) trait Family: Address + BackendAddress {
     /// Has the peer an own address of this family?
     fn is_family_of(peer: &PeerEntry) -> bool;
     /// The backends of a service.
-    fn backends(service: &ServiceEntry) -> &Backends<Self>;
+    fn backends(service: &ServiceEntry) -> &Spread<Self>;
     /// The gateway's address as the source of what a pod, or else the host, sends to itself; 0: none.
     fn gateway(tables: &Snapshot, is_pod: bool) -> Self;
     /// This node's address; 0: none.
@@ -82,7 +82,7 @@ impl Family for u32 {
     fn is_family_of(peer: &PeerEntry) -> bool {
         peer.v4 != 0
     }
-    fn backends(service: &ServiceEntry) -> &Backends<Self> {
+    fn backends(service: &ServiceEntry) -> &Spread<Self> {
         &service.v4
     }
     fn gateway(tables: &Snapshot, _: bool) -> Self {
@@ -127,7 +127,7 @@ impl Family for u128 {
     fn is_family_of(peer: &PeerEntry) -> bool {
         peer.has_v6
     }
-    fn backends(service: &ServiceEntry) -> &Backends<Self> {
+    fn backends(service: &ServiceEntry) -> &Spread<Self> {
         &service.v6
     }
     fn gateway(tables: &Snapshot, is_pod: bool) -> Self {

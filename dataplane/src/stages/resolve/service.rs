@@ -8,7 +8,7 @@ use crate::flow::flows::Flows;
 use crate::packet::drop::DropReason;
 use crate::packet::flow_key::{FlowHash, FlowKey, Transport};
 use crate::stages::Context;
-use crate::tables::services::{Backend, Backends, ServiceEntry, ServiceTables, UNASSIGNED};
+use crate::tables::services::{Backend, ServiceEntry, ServiceTables, Spread, UNASSIGNED};
 
 /// The hash that chooses backends: the same on every node and worker, so that they choose alike.
 const HASH: FlowHash = FlowHash::new(0x6d61_676c_6576_0001);
@@ -106,7 +106,8 @@ pub(super) struct Likely {
     inside: bool,
 }
 
-/// The service at VIP number `vip` that the flow goes to; it is asked for.
+/// The service at VIP number `vip` that the flow goes to.
+#[inline(always)]
 pub(super) fn likely<A: Family>(
     key: &FlowKey<A>,
     vip: u32,
@@ -114,19 +115,18 @@ pub(super) fn likely<A: Family>(
     services: &ServiceTables,
 ) -> Option<Likely> {
     let frontend = services.frontend(vip, key.protocol, key.destination_port)?;
-    services.prefetch_service(frontend.service);
     Some(Likely { service: frontend.service, kind: frontend.kind, inside })
 }
 
 impl Likely {
-    /// Asks for the list of backends.
-    pub(super) fn prefetch_backends<A: Family>(self, services: &ServiceTables) {
-        if let Some(service) = services.service(self.service) {
-            A::backends(service).prefetch();
-        }
+    /// Asks for the service.
+    #[inline(always)]
+    pub(super) fn prefetch(self, services: &ServiceTables) {
+        services.prefetch_service(self.service);
     }
 
     /// How one of them is chosen.
+    #[inline(always)]
     pub(super) fn choice<'a, A: Family>(
         self,
         key: &FlowKey<A>,
@@ -149,7 +149,7 @@ impl Likely {
 pub(super) struct LikelyChoice<'a, A> {
     service: u32,
     life: u8,
-    backends: &'a Backends<A>,
+    backends: &'a Spread<A>,
     scope: Scope,
     hash: u32,
     /// Will [`choose`] choose so, if it is asked with these tables?
@@ -157,17 +157,27 @@ pub(super) struct LikelyChoice<'a, A> {
 }
 
 impl<A: Family> LikelyChoice<'_, A> {
-    /// Asks for what says which.
-    pub(super) fn prefetch_slot(&self) {
-        self.backends.prefetch_choice(self.scope, self.hash);
+    /// Asks for what says which. Says whether that is known, or to be asked for by
+    /// [`LikelyChoice::prefetch_late_slot`].
+    #[inline(always)]
+    pub(super) fn prefetch_slot(&self) -> bool {
+        self.backends.prefetch_choice(self.scope, self.hash)
+    }
+
+    /// Asks for what says which, where that is not as usual.
+    #[cold]
+    pub(super) fn prefetch_late_slot(&self) {
+        self.backends.prefetch_late_choice(self.scope, self.hash);
     }
 
     /// Asks for it.
+    #[inline(always)]
     pub(super) fn prefetch_backend(&self) {
         self.backends.prefetch_chosen(self.scope, self.hash);
     }
 
     /// What [`choose`] says, if it does; and whether that is certain.
+    #[inline(always)]
     pub(super) fn chosen(&self) -> Option<(Chosen<A>, bool)> {
         let backend = self.backends.choose(self.scope, self.hash)?;
         let (address, port) = (backend.address, backend.port);
@@ -219,6 +229,7 @@ fn hash_of_client<A: Family>(key: &FlowKey<A>, service: &ServiceEntry) -> u32 {
     }
 }
 
+#[inline(always)]
 fn hash<A: Family>(key: &FlowKey<A>) -> u32 {
     HASH.of(key)
 }

@@ -215,8 +215,8 @@ impl Compiler {
         let former = old.and_then(|old| {
             self.tables.services.service(old.index).map(|entry| (&old.object, entry))
         });
-        let v4 = former.map(|(object, entry)| (object, &entry.v4));
-        let v6 = former.map(|(object, entry)| (object, &entry.v6));
+        let v4 = former.map(|(object, entry)| (object, &*entry.v4));
+        let v6 = former.map(|(object, entry)| (object, &*entry.v6));
         let ranges = &service.source_ranges;
         let sources = (!ranges.is_empty()).then(|| {
             let same = former.filter(|(object, _)| object.source_ranges == *ranges);
@@ -234,8 +234,8 @@ impl Compiler {
             algorithm: service.algorithm,
             affinity_seconds: service.affinity_seconds.unwrap_or(0),
             sources,
-            v4: backends_of(service, v4, &self.services.none_v4),
-            v6: backends_of(service, v6, &self.services.none_v6),
+            v4: backends_of(service, v4, &self.services.none_v4).into(),
+            v6: backends_of(service, v6, &self.services.none_v6).into(),
         }
     }
 
