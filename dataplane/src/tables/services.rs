@@ -165,16 +165,16 @@ pub struct ServiceTables {
     /// {VIP, protocol, port} -> [`FrontendRef`].
     ports: Map<u64>,
     services: Paged<Option<ServiceEntry>>,
-    /// Services whose backends answer clients themselves.
-    direct: usize,
+    /// Were there ever services whose backends answer clients themselves?
+    direct: bool,
 }
 
 impl ServiceTables {
-    /// Is there a service whose backends answer clients themselves?
+    /// Is there a service whose backends answer clients themselves, or was there one? Its connections go on.
     #[inline]
     #[must_use]
     pub fn has_direct(&self) -> bool {
-        self.direct != 0
+        self.direct
     }
 
     /// The number of a service's IPv4 address, host order.
@@ -274,8 +274,7 @@ impl ServiceTables {
             service.as_ref().is_some_and(|service| service.forwarding == Forwarding::Dsr)
         };
         if let Some(place) = self.services.get_mut(index) {
-            self.direct -= usize::from(is_direct(place));
-            self.direct += usize::from(is_direct(&service));
+            self.direct |= is_direct(&service);
             *place = service;
         }
     }

@@ -450,3 +450,47 @@ fn an_sctp_packet_that_is_cut_here_has_a_right_crc() {
     assert_eq!(reassemble(&pieces), case.seen(&sent, (1, 0)).ip());
     bed.close();
 }
+
+/// A connection that began so goes on so, though new ones do not and no service is left that does.
+#[test]
+fn a_connection_goes_on_when_its_service_is_forwarded_otherwise() {
+    Case::each(|case| {
+        let otherwise = |backend| Service {
+            forwarding: Forwarding::Snat,
+            ..direct(0, case.protocol, &[backend])
+        };
+        if case.protocol == Protocol::Udp {
+            // Each datagram would name the service, which other nodes do not know so any more.
+            let mut bed = case.bed(1, (1, 0));
+            let (sent, _) = case.asks(0);
+            bed.one(&UPLINK, &sent.frame(IN), &UPLINK, FORWARDED);
+            bed.node.set(Object::Service(otherwise((1, 0)))).unwrap();
+            goes_by_source_nat(&mut bed, &case, &sent);
+            assert_eq!(bed.node.flows(), 1);
+            return bed.close();
+        }
+        let mut bed = case.bed(1, (1, 0));
+        for number in 0..3 {
+            let (sent, names) = case.asks(number);
+            let frame = bed.one(&UPLINK, &sent.frame(IN), &UPLINK, FORWARDED);
+            let vip = names.then_some(case.asked(0));
+            to_b(&case, &frame, &case.seen(&sent, (1, 0)), vip);
+            bed.node.set(Object::Service(otherwise((1, 0)))).unwrap();
+        }
+        bed.close();
+
+        let mut bed = case.bed(1, (0, 0));
+        for number in 0..3 {
+            let (inner, names) = case.sent_on(number, 0);
+            let frame = case.by_b(names.then_some(case.asked(1)), &inner);
+            let seen = inner.clone().ttl(62).frame(down(0));
+            bed.step(&UPLINK, &frame, &[(pod(0), seen)], FORWARDED);
+            let reply = inner.reply(b"answer");
+            let seen = reply.between(case.asked(1), client(case.family)).ttl(63);
+            bed.step(&pod(0), &reply.frame(up(0)), &[(UPLINK, seen.frame(OUT))], FORWARDED);
+            bed.node.set(Object::Service(otherwise((0, 0)))).unwrap();
+        }
+        assert_eq!(bed.node.flows(), 1);
+        bed.close();
+    });
+}

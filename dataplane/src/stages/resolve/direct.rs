@@ -22,7 +22,7 @@ use crate::flow::half::{Half, Way};
 use crate::flow::table::Opening;
 use crate::flow::{Direction, HalfId};
 use crate::packet::drop::DropReason;
-use crate::packet::flow_key::FlowKey;
+use crate::packet::flow_key::{FlowKey, Transport};
 use crate::packet::frame::Frame;
 use crate::packet::meta::{Meta, Route, Target};
 use crate::stages::Context;
@@ -162,7 +162,14 @@ pub(super) fn open<A: Family>(
 ///
 /// `forward` is its opener's direction.
 pub(super) fn way_today<A: Family>(forward: &Half<A>, tables: &Snapshot) -> Option<Route> {
-    way(forward.leaving_as().destination.route(tables), forward.key().destination, tables)
+    let key = forward.key();
+    let service = forward.tag().checked_sub(1).and_then(|index| tables.services.service(index));
+    // Each datagram names the service: the next one goes as the service says today.
+    let names_another = service.is_some_and(|service| service.forwarding != Forwarding::Dsr);
+    if key.transport() == Transport::Udp && names_another {
+        return None;
+    }
+    way(forward.leaving_as().destination.route(tables), key.destination, tables)
 }
 
 /// Is it a flow of which a peer sends the client's packets?
