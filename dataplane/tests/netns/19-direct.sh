@@ -7,7 +7,7 @@
 
 # Of no node's network: the router is told where it is.
 VIP4=198.51.100.80 VIP6=2001:db8:100::80
-PORTS='80=8080/TCP@30080 53=8080/UDP@30053 7000=7000/TCP@30700 7001=7000/UDP@30701'
+PORTS='80=8080/TCP@30080 53=8080/UDP@30053 7000=7000/TCP@30700 7001=7000/UDP@30701 132=1132/SCTP@30132'
 # The same without node ports, as slices have them.
 TARGETS=$(sed -E 's/@[0-9]+//g' <<< "$PORTS")
 
@@ -26,10 +26,12 @@ port_of() {
     balancer-name) echo 53 ;;
     balancer-tcp) echo 7000 ;;
     balancer-udp) echo 7001 ;;
+    balancer-sctp) echo 132 ;;
     node-web) echo 30080 ;;
     node-name) echo 30053 ;;
     node-tcp) echo 30700 ;;
     node-udp) echo 30701 ;;
+    node-sctp) echo 30132 ;;
   esac
 }
 outside() { case $1 in 4) printf '%s' "$EXT4" ;; 6) printf '%s' "$EXT6" ;; esac; }
@@ -51,6 +53,7 @@ seen_by_udp() { equal "the answer" "$(ask ext "$(asked "$1" "$2")" "$(port_of "$
 tcp_to() { at ext "$PYTHON" "$HERE/echo.py" tcp "$(asked "$1" "$2")" "$(port_of "$1" tcp)" "${3:-200000}"; }
 udp_to() { at ext "$PYTHON" "$HERE/echo.py" udp "$(asked "$1" "$2")" "$(port_of "$1" udp)" 10; }
 
+OWN=40000
 mac_of() { in_ns "$1" cat /sys/class/net/eth0/address; }
 # frames FILE FILTER: how many there are in the capture.
 frames() { tcpdump -Z root -nr "$1" "$2" 2> /dev/null | wc -l; }
@@ -61,10 +64,14 @@ forwarding_is() { equal "forwarding" "$(overlane_cli a -o json service list | jq
 served() {
   local kind
   for kind in balancer node; do
+    # Of one client port's packets to two addresses of a backend the second would be told apart by source NAT.
+    OWN=$((OWN + 1))
     check "$1, $kind, IPv$2: the backend's web server sees $3" wait_until 10 seen_by_tcp "$kind" "$2" "$3"
     check "$1, $kind, IPv$2: so does one of datagrams" seen_by_udp "$kind" "$2" "$3"
     check "$1, $kind, IPv$2: TCP, byte by byte" tcp_to "$kind" "$2"
     check "$1, $kind, IPv$2: UDP" udp_to "$kind" "$2"
+    check "$1, $kind, IPv$2: SCTP, in fragments too, and the backend sees $3" \
+      sctp_echo ext "$(asked "$kind" "$2")" "$(port_of "$kind" sctp)" b-pod2 "$3" "$OWN"
   done
 }
 

@@ -5,17 +5,18 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 VIP4=10.96.1.1 VIP6=fd98::101
-NODE_PORT=30700
+NODE_PORT=30700 SCTP_NODE_PORT=30132
+TARGETS='7000=7000/UDP 132=1132/SCTP'
 LARGE=4000
 
 service() {
-  service_manifest big "$VIP4" "$VIP6" "7000=7000/UDP@$NODE_PORT" | everywhere service-big
+  service_manifest big "$VIP4" "$VIP6" "7000=7000/UDP@$NODE_PORT" "132=1132/SCTP@$SCTP_NODE_PORT" | everywhere service-big
   backend "$1"
 }
 # backend POD: the service's only one.
 backend() {
   local node=${1%%-*} pod=${1#*-pod}
-  slice_manifests big 7000=7000/UDP "$node=$(pod_ip4 "$node" "$pod")" "$node=$(pod_ip6 "$node" "$pod")" |
+  slice_manifests big "$TARGETS" "$node=$(pod_ip4 "$node" "$pod")" "$node=$(pod_ip6 "$node" "$pod")" |
     everywhere slices-big
 }
 node_port_echo() { at ext "$PYTHON" "$HERE/echo.py" udp "$1" "$NODE_PORT" 5 "$LARGE"; }
@@ -58,10 +59,13 @@ fragments() { # fragments TITLE FAMILY
   check "$title: a pod pings the outside" large_pings a-pod1 "$outside"
   check "$title: datagrams of $LARGE bytes there and back" udp_echo a-pod1 "$outside" 10 "$LARGE"
   check "$title: the last fragment first" last_first a-pod2 "$outside"
+  check "$title: SCTP to the outside" sctp_echo a-pod2 "$outside" 1132 ext
   backend b-pod1
   check "$title: a service on another node" wait_until 3 udp_echo a-pod1 "$vip" 10 "$LARGE"
   check "$title: the last fragment first" last_first a-pod2 "$vip"
   check "$title: from outside to a NodePort" node_port_echo "$node"
+  check "$title: SCTP to a service on another node" sctp_echo a-pod1 "$vip" 132 b-pod1
+  check "$title: SCTP from outside to a NodePort" sctp_echo ext "$node" "$SCTP_NODE_PORT" b-pod1
   backend a-pod2
   check "$title: a service on the same node" wait_until 3 udp_echo a-pod1 "$vip" 10 "$LARGE"
   check "$title: from outside to a NodePort with its backend here" node_port_echo "$node"

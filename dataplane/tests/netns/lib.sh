@@ -209,6 +209,21 @@ tcp_echo() { at "$1" "$PYTHON" "$HERE/echo.py" tcp "$2" 7000 "${3:-200000}"; }
 # udp_echo NAME ADDRESS [COUNT [BYTES]]
 udp_echo() { at "$1" "$PYTHON" "$HERE/echo.py" udp "$2" 7000 "${3:-20}" "${@:4}"; }
 
+# sctp_echo FROM ADDRESS PORT TO [SEEN [OWN]]: an association of FROM's port OWN; its packets, whole and in fragments,
+# come to port 1132 of TO as they were sent, with right checksums, and are answered by ADDRESS. SEEN: who TO sees.
+sctp_echo() {
+  local heard
+  start "$4" "$PYTHON" "$HERE/sctp.py" hear 1132 20
+  heard=$STARTED_LOG
+  wait_until 5 grep -qs ready "$heard"
+  at "$1" "$PYTHON" "$HERE/sctp.py" tell "$2" "$3" "${6:-40000}"
+  wait_until 3 grep -qs ' 3032 ' "$heard" || true
+  stop_one "$STARTED"
+  equal "lengths and checksums" "$(sed 1d "$heard" | awk '{ printf "%s %s ", $3, $4 }')" \
+    "32 good 24 good 2428 good 3032 good "
+  [ -z "${5:-}" ] || equal "who is seen" "$(sed 1d "$heard" | awk '{ print $1 }' | sort -u)" "$5"
+}
+
 # web NAME [PORT]: scripts/lib/web.py there, as NAME, on port 8080; its log is $WORK/web.NAME.
 web() {
   : > "$WORK/web.$1"
