@@ -1,6 +1,7 @@
 //! A node in memory with the cluster of a scenario, whose packets come from templates.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use overlane_api::{Change, Mode, Node, Object, Underlay, WorkerId};
@@ -9,7 +10,7 @@ use overlane_dataplane::io::VECTOR;
 use overlane_dataplane::io::memory::ReplayPort;
 use overlane_dataplane::packet::flow_key::{Address, FlowKey};
 use overlane_dataplane::packet::meta::Origin;
-use overlane_dataplane::packet::pool::UmemId;
+use overlane_dataplane::packet::pool::{Depot, FramePool, UmemId};
 use overlane_dataplane::packet::verdict::PortId;
 use overlane_dataplane::tables::compile::underlay::gateways;
 use overlane_dataplane::tables::compile::{Binding, Effect};
@@ -89,6 +90,9 @@ impl Rig {
         let capacity = u32::try_from(load.flows).unwrap_or(u32::MAX);
         let capacity = capacity.saturating_add(capacity / 4).max(1 << 14);
         let bench = Bench::with_flows(workers, chunks, capacity).map_err(PerfError::Node)?;
+        if load.scattered {
+            scatter(&bench.depot);
+        }
         let mut rig =
             Self { bench, inputs: Vec::new(), uplinks: Vec::new(), pods: Vec::new(), scenario };
         let mut uplinks = Vec::new();
@@ -283,6 +287,16 @@ impl Rig {
         }
         Ok(())
     }
+}
+
+/// Brings the frames of a depot, which has all of them, into another order.
+fn scatter(depot: &Arc<Depot>) {
+    let mut pool = FramePool::new(depot.clone(), 0);
+    let mut frames = Vec::with_capacity(depot.chunks());
+    pool.take_many(depot.chunks(), |frame| frames.push(frame));
+    fastrand::Rng::with_seed(5).shuffle(&mut frames);
+    pool.give_many(frames.into_iter());
+    pool.drain();
 }
 
 fn check_worker(scenario: Scenario, worker: &Worker<ReplayPort>) -> Result<(), PerfError> {

@@ -153,6 +153,9 @@ pub struct Load {
     pub crossed: bool,
     /// Of answers: do the packets that they answer go on arriving, at the worker of their pod?
     pub both_ways: bool,
+    /// Do the frames that ports rotate through lie in memory in random order? Else they do in the order of their
+    /// addresses, and follow one another so for good where none changes hands.
+    pub scattered: bool,
 }
 
 impl Default for Load {
@@ -167,6 +170,7 @@ impl Default for Load {
             services: 100,
             crossed: false,
             both_ways: false,
+            scattered: false,
         }
     }
 }

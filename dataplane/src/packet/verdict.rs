@@ -28,8 +28,6 @@ pub enum Verdict {
     SendElsewhere(WorkerId, PortId),
     /// Belongs to an endpoint whose home is that worker, which decides on the rest.
     HandOver(WorkerId),
-    /// Belongs to an endpoint whose home is that worker, which gets the frame as it came.
-    PassOn(WorkerId),
     /// Leaves through the host port, for the node's own stack.
     ToHost(PortId),
     /// Waits for its next hop to be resolved.

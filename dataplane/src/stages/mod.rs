@@ -3,13 +3,13 @@
 //!
 //! ```text
 //! pod, host  parse, source check ----------------\
-//! uplink     parse -> decap -> parse -> peer check -> route -> flow, or what opens one -> hop, transmit
+//! uplink     home -> parse -> decap -> parse -> peer check -> route -> flow, or what opens one -> hop, transmit
 //! handed over, held, made here ------------------------^                                 ^
 //! of a flow that had the packet before by the same tables -------------------------------'
 //! ```
 //! A step is a plain function on one packet; a phase runs it over the vector, asking for the
-//! memory that the next one will touch. What comes out of a tunnel for the pod of another worker leaves after
-//! `decap`, as it came, and begins there. A step never touches a socket or a clock. Routes come first:
+//! memory that the next one will touch. What comes by the uplink for another worker
+//! leaves at `home`, as it came, and begins there. A step never touches a socket or a clock. Routes come first:
 //! they say which packets can be of a flow at all; the others pay nothing for flows. Where most packets are of
 //! flows they are asked for first, and what is found needs no route.
 #![allow(
@@ -32,7 +32,7 @@ use crate::packet::frame::Frame;
 use crate::packet::meta::{Kind, Meta, Origin, Target};
 use crate::packet::pool::FramePool;
 use crate::packet::vector::Vector;
-use crate::packet::verdict::{PortId, Verdict};
+use crate::packet::verdict::Verdict;
 use crate::tables::Snapshot;
 
 /// What the steps of one worker use besides the packets.
@@ -50,8 +50,6 @@ pub struct Context<'a> {
     pub made: &'a mut Vector,
     /// This worker's flows.
     pub flows: &'a mut Flows,
-    /// What other workers begin with anew: frames as they came, by which port, and who gets them.
-    pub passed_on: &'a mut PassedOn,
     /// Packets whose first fragment came with this vector, by number: their later ones may go on.
     pub first_fragments: &'a mut FirstFragments,
     /// Limits ICMP errors.
@@ -75,10 +73,6 @@ pub enum Notice {
 
 /// Notices of one vector; more than fit are left out, they come again.
 pub type Notices = arrayvec::ArrayVec<Notice, 16>;
-
-/// What a vector leaves to other workers.
-pub type PassedOn =
-    arrayvec::ArrayVec<(Frame, PortId, WorkerId), { crate::packet::vector::VECTOR }>;
 
 /// Numbers of packets ([`Meta::datagram`]).
 pub type FirstFragments = arrayvec::ArrayVec<u16, { crate::packet::vector::VECTOR }>;
@@ -112,15 +106,12 @@ fn is_most(count: usize, vector: &Vector) -> bool {
     2 * count > vector.len()
 }
 
-/// A vector from the uplink.
+/// A vector from the uplink, of frames that are this worker's as far as [`home`](ingress::home) can say.
 pub fn from_uplink(vector: &mut Vector, cx: &mut Context<'_>) {
     cx.flows.come_first = cx.flows.usual.uplink;
     ingress::decap::phase(vector, cx);
     answer_link_messages(vector, cx);
     let mut found = established(vector, cx);
-    if found < vector.len() && cx.tables.node.uplinks.len() > 1 {
-        ingress::home::phase(vector, cx);
-    }
     if found < vector.len() {
         let answers_come = ingress::peer_check::phase(vector, cx);
         let flows = resolve::route::phase(vector, cx);

@@ -7,6 +7,7 @@ pub mod egress;
 pub mod endpoints;
 pub mod external;
 pub mod hash;
+pub mod homes;
 pub mod host_ports;
 pub mod hosts;
 pub mod intervals;
@@ -28,6 +29,7 @@ use self::egress::EgressTables;
 use self::endpoints::{EndpointEntry, PortEntry};
 use self::external::External;
 use self::hash::Map;
+use self::homes::Homes;
 use self::host_ports::HostPorts;
 use self::node::NodeEntry;
 use self::paged::Paged;
@@ -47,6 +49,8 @@ pub struct Snapshot {
     pub routes: RouteTables,
     /// Local endpoints.
     pub endpoints: Paged<EndpointEntry>,
+    /// Where local endpoints are at home.
+    pub homes: Arc<Homes>,
     /// Ports by number.
     pub ports: Paged<PortEntry>,
     /// Other nodes.

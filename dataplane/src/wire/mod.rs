@@ -25,6 +25,7 @@ pub mod sctp;
 pub mod simple;
 pub mod simple6;
 pub mod tcp;
+pub mod tunnel4;
 pub mod udp;
 pub mod vxlan;
 
@@ -302,6 +303,11 @@ fn get_u16<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u16 {
 #[inline]
 fn get_u32<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u32 {
     u32::from_be_bytes(get::<AT, 4, N>(bytes))
+}
+
+#[inline]
+fn get_u64<const AT: usize, const N: usize>(bytes: &[u8; N]) -> u64 {
+    u64::from_be_bytes(get::<AT, 8, N>(bytes))
 }
 
 #[inline]

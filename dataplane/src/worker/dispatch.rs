@@ -5,7 +5,6 @@ use overlane_api::WorkerId;
 use rtrb::Producer;
 
 use super::Worker;
-use super::handoff::Arrived;
 use crate::io::Port;
 use crate::packet::drop::DropReason;
 use crate::packet::frame::Frame;
@@ -66,7 +65,6 @@ impl<P: Port> Worker<P> {
                 Verdict::SendElsewhere(worker, _) | Verdict::HandOver(worker) => {
                     self.hand_over(frame, *meta, worker);
                 }
-                Verdict::PassOn(worker) => self.pass_on(frame, meta.port, worker),
                 Verdict::ToHost(port) => self.give_to_host(frame, *meta, port),
                 Verdict::Hold => self.hold(frame, *meta),
                 Verdict::Wait => self.wait(frame, *meta),
@@ -76,9 +74,6 @@ impl<P: Port> Worker<P> {
         }
         drop(frames);
         vector.meta.clear();
-        if !self.passed_on.is_empty() {
-            self.pass_all_on();
-        }
         if self.rang != 0 {
             self.fill_lanes();
         }
@@ -228,27 +223,6 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// Gives other workers the frames that the stages took out of the vector for them.
-    #[inline(never)]
-    fn pass_all_on(&mut self) {
-        let mut passed_on = std::mem::take(&mut self.passed_on);
-        for (frame, port, worker) in passed_on.drain(..) {
-            self.pass_on(frame, port, worker);
-        }
-    }
-
-    /// Gives the frame to another worker as it came, with the others of its vector.
-    fn pass_on(&mut self, frame: Frame, port: PortId, worker: WorkerId) {
-        let has_lane = matches!(self.parts.lanes.passed_out.get(worker.index()), Some(Some(_)));
-        match self.passing.get_mut(worker.index()) {
-            Some(passing) if has_lane => {
-                passing.push(Arrived { frame, port, received_ns: self.stopwatch.received_ns });
-                self.rang |= 1 << worker.index();
-            }
-            _ => self.discard(frame, DropReason::PortGone),
-        }
-    }
-
     /// Puts what the vector gives other workers into their lanes: each is told once, and reads on while
     /// this one writes.
     #[inline(never)]
@@ -262,20 +236,11 @@ impl<P: Port> Worker<P> {
     }
 
     fn fill_lane(&mut self, number: usize) {
-        let (passing, handing) = (self.passing.get_mut(number), self.handing.get_mut(number));
-        let (Some(passing), Some(handing)) = (passing, handing) else { return };
-        let lanes = &mut self.parts.lanes;
-        let mut taken = 0;
-        if let Some(Some(lane)) = lanes.passed_out.get_mut(number) {
-            taken += fill(lane, passing);
-        }
-        if let Some(Some(lane)) = lanes.outgoing.get_mut(number) {
-            taken += fill(lane, handing);
-        }
-        self.counters.sent += taken;
-        self.counters.handed_over += taken;
-        while let Some(arrived) = self.passing.get_mut(number).and_then(Vec::pop) {
-            self.discard(arrived.frame, DropReason::HandoffFull);
+        let Some(handing) = self.handing.get_mut(number) else { return };
+        if let Some(Some(lane)) = self.parts.lanes.outgoing.get_mut(number) {
+            let taken = fill(lane, handing);
+            self.counters.sent += taken;
+            self.counters.handed_over += taken;
         }
         while let Some(packet) = self.handing.get_mut(number).and_then(Vec::pop) {
             self.discard(packet.frame, DropReason::HandoffFull);

@@ -4,6 +4,7 @@
 //! Everything here belongs to one thread. What others may see of it: the published counters, the
 //! lanes, the command queue.
 
+mod arrivals;
 mod dispatch;
 pub mod errands;
 pub mod handoff;
@@ -21,7 +22,7 @@ use crossbeam::channel::{Receiver, Sender};
 use overlane_api::WorkerId;
 
 use self::errands::Errand;
-use self::handoff::{Arrived, Lanes};
+use self::handoff::Lanes;
 use self::hold::Held;
 use self::maintenance::PortBlock;
 use self::stopwatch::Stopwatch;
@@ -29,13 +30,14 @@ use crate::flow::flows::Flows;
 use crate::flow::table::{FlowTable4, FlowTable6};
 use crate::io::Port;
 use crate::io::af_xdp::burst::Burst;
-use crate::packet::meta::{Meta, Origin};
+use crate::packet::frame::Frame;
+use crate::packet::meta::Origin;
 use crate::packet::pool::{Depot, FramePool, UmemId};
 use crate::packet::vector::{Packet, VECTOR, Vector};
-use crate::packet::verdict::{PortId, Verdict};
+use crate::packet::verdict::PortId;
 use crate::stages::transmit::coalesce::Runs;
 use crate::stages::transmit::icmp_error::RateLimit;
-use crate::stages::{self, Context, FirstFragments, Notice, Notices, PassedOn};
+use crate::stages::{self, Context, FirstFragments, Notice, Notices};
 use crate::stats::counters::{Counters, Published};
 use crate::stats::dwell::Side;
 use crate::tables::external::External;
@@ -150,12 +152,9 @@ pub struct Worker<P> {
     inside: Option<Box<Vector>>,
     uplink: Option<Box<Vector>>,
     handed: Option<Box<Vector>>,
-    passed: Option<Box<Vector>>,
-    /// When other workers received the frames that these have passed on, as in [`Arrived`].
-    passed_ns: ArrayVec<u32, VECTOR>,
+    /// By worker: frames that had been passed on to this one when the round began, and are still in the lane.
+    waiting: Box<[usize]>,
     made: Vector,
-    /// Of the vector under way, what other workers begin with anew; empty between vectors.
-    passed_on: PassedOn,
     /// Frames that may leave as few packets; empty between vectors.
     runs: Option<Box<Runs>>,
     /// Sends for all ports; none: each sends by itself.
@@ -176,8 +175,8 @@ pub struct Worker<P> {
     rang: u64,
     /// By worker: what the vector under way gives it, to be put into its lane together.
     handing: Vec<Vec<Packet>>,
-    /// The same of frames as they came.
-    passing: Vec<Vec<Arrived>>,
+    /// By worker: frames of the vector under way that it begins with, this one too; empty afterwards.
+    passing: Box<[ArrayVec<Frame, VECTOR>]>,
     stopwatch: Stopwatch,
     started: Instant,
     /// Time that passed without passing: see [`Worker::advance`].
@@ -197,7 +196,8 @@ impl<P: Port> Worker<P> {
     pub fn new(parts: Parts<P>) -> Self {
         let pools = parts.depots.iter().map(|d| FramePool::new(d.clone(), POOL_KEEP)).collect();
         let handing = parts.lanes.outgoing.iter().map(|_| Vec::with_capacity(VECTOR)).collect();
-        let passing = parts.lanes.outgoing.iter().map(|_| Vec::with_capacity(VECTOR)).collect();
+        let passing = parts.lanes.outgoing.iter().map(|_| ArrayVec::new()).collect();
+        let waiting = parts.lanes.passed_in.iter().map(|_| 0).collect();
         Self {
             parts,
             slots: Vec::new(),
@@ -212,10 +212,8 @@ impl<P: Port> Worker<P> {
             inside: Some(Box::default()),
             uplink: Some(Box::default()),
             handed: Some(Box::default()),
-            passed: Some(Box::default()),
-            passed_ns: ArrayVec::new(),
+            waiting,
             made: Vector::default(),
-            passed_on: PassedOn::new(),
             runs: Some(Box::default()),
             burst: None,
             held: Held::default(),
@@ -248,11 +246,12 @@ impl<P: Port> Worker<P> {
             self.release_held();
         }
         self.parts.flows.expire(Flows::tick(self.now_ns));
-        self.take_passed();
+        self.ask_for_lanes();
         let mut work = self.receive_inside();
+        self.ask_for_passed();
         work += self.receive_uplink();
+        work += self.receive_passed();
         work += self.receive_handed();
-        work += self.process_passed();
         if work > 0 {
             self.after_work();
         }
@@ -280,130 +279,6 @@ impl<P: Port> Worker<P> {
             flows.add_address(address.address, &address.ports);
         }
         self.external = Some(new);
-    }
-
-    /// Takes packets from pods and the host and sends them on.
-    fn receive_inside(&mut self) -> usize {
-        let mut inside = self.inside.take().unwrap_or_default();
-        let work = self.receive(&mut inside, false);
-        if work > 0 {
-            self.process_timed(&mut inside, stages::from_inside, Side::Inside);
-        }
-        self.inside = Some(inside);
-        work
-    }
-
-    /// Takes packets from the uplink and sends them on.
-    fn receive_uplink(&mut self) -> usize {
-        let mut uplink = self.uplink.take().unwrap_or_default();
-        let work = self.receive(&mut uplink, true);
-        if work > 0 {
-            self.process_timed(&mut uplink, stages::from_uplink, Side::Uplink);
-        }
-        self.uplink = Some(uplink);
-        work
-    }
-
-    /// Fills `vector` from the ports of one side.
-    #[inline]
-    fn receive(&mut self, vector: &mut Vector, from_uplink: bool) -> usize {
-        let (ports, first) = if from_uplink {
-            (&self.uplink_ports, &mut self.first_uplink)
-        } else {
-            (&self.inside_ports, &mut self.first_inside)
-        };
-        let (before, after) = ports.split_at((*first).min(ports.len()));
-        for (turn, number) in after.iter().chain(before).enumerate() {
-            let Some(Some(slot)) = self.slots.get_mut(*number) else { continue };
-            let received = slot.port.receive(&mut vector.frames);
-            if received == 0 {
-                continue;
-            }
-            slot.active = true;
-            slot.block.counts.rx_packets += received as u64;
-            let meta = Meta::new(slot.id, slot.origin);
-            vector.meta.extend(std::iter::repeat_n(meta, received));
-            if vector.is_full() {
-                // The next round begins behind the port that filled the vector, so that a busy
-                // one cannot keep the others waiting for ever.
-                *first = (*first + turn + 1) % ports.len();
-                break;
-            }
-        }
-        self.counters.received += vector.len() as u64;
-        vector.len()
-    }
-
-    /// Takes over packets that other workers handed over.
-    fn receive_handed(&mut self) -> usize {
-        let mut handed = self.handed.take().unwrap_or_default();
-        // Another lane first each time: a busy one must not keep the others waiting.
-        let lanes = &mut self.parts.lanes.incoming;
-        self.first_lane = (self.first_lane + 1) % lanes.len().max(1);
-        let (before, after) = lanes.split_at_mut(self.first_lane);
-        for lane in after.iter_mut().chain(before).flatten() {
-            // All at once: the other worker's line is asked for once, not for each packet.
-            let count = lane.slots().min(VECTOR - handed.len());
-            let Ok(packets) = lane.read_chunk(count) else { continue };
-            for mut packet in packets {
-                packet.frame.prefetch();
-                self.stopwatch.take_over(packet.received_ns);
-                match packet.meta.verdict {
-                    Verdict::SendElsewhere(_, port) => packet.meta.verdict = Verdict::Send(port),
-                    Verdict::HandOver(_) => packet.meta.verdict = Verdict::Pending,
-                    _ => {}
-                }
-                // There is room: just looked.
-                let _ = handed.push(packet);
-            }
-        }
-        let work = handed.len();
-        if work > 0 {
-            self.counters.received += work as u64;
-            let left = stopwatch::left(&self.counters);
-            self.process(&mut handed, stages::from_worker);
-            self.stopwatch.handed_left(0, stopwatch::left(&self.counters) - left);
-        }
-        self.handed = Some(handed);
-        work
-    }
-
-    /// Takes frames from other workers, as they came to these, and asks for their lines: they come while this worker
-    /// does what has come to its own ports.
-    fn take_passed(&mut self) {
-        let Some(passed) = self.passed.as_deref_mut() else { return };
-        let lanes = &mut self.parts.lanes.passed_in;
-        let first = self.first_lane.min(lanes.len());
-        let (before, after) = lanes.split_at_mut(first);
-        for lane in after.iter_mut().chain(before).flatten() {
-            // All at once: the other worker's line is asked for once, not for each packet.
-            let count = lane.slots().min(VECTOR - passed.len());
-            let Ok(arrived) = lane.read_chunk(count) else { continue };
-            for Arrived { frame, port, received_ns } in arrived {
-                frame.prefetch_headers();
-                // There is room: just looked.
-                passed.frames.push(frame);
-                passed.meta.push(Meta::new(port, Origin::Uplink));
-                self.passed_ns.push(received_ns);
-            }
-        }
-    }
-
-    /// Processes what other workers have passed on, as what has come by this one's own ports.
-    fn process_passed(&mut self) -> usize {
-        let mut passed = self.passed.take().unwrap_or_default();
-        let work = passed.len();
-        if work > 0 {
-            self.counters.received += work as u64;
-            let (before, left) = (self.stopwatch.handed(), stopwatch::left(&self.counters));
-            for received_ns in self.passed_ns.drain(..) {
-                self.stopwatch.take_over(received_ns);
-            }
-            self.process(&mut passed, stages::from_uplink);
-            self.stopwatch.handed_left(before, stopwatch::left(&self.counters) - left);
-        }
-        self.passed = Some(passed);
-        work
     }
 
     /// Processes a vector that ports of `side` received, and times it when it is its turn.
@@ -457,7 +332,6 @@ impl<P: Port> Worker<P> {
             now_ns: self.now_ns,
             pool,
             made: &mut self.made,
-            passed_on: &mut self.passed_on,
             flows: &mut self.parts.flows,
             first_fragments: &mut self.first_fragments,
             icmp_limit: &mut self.icmp_limit,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use overlane_api::latency::{LatencyHistogram, PacketSource};
 use overlane_api::{Mode, Underlay, WorkerId};
 use overlane_dataplane::node::latency::Latency;
-use overlane_dataplane::testing::objects;
+use overlane_dataplane::testing::{MemoryNode, Place, objects};
 
 use super::bed::{Bed, UPLINK, pod};
 use super::build::{Tunnel, between, pod_ip, udp, up};
@@ -14,13 +14,18 @@ use super::build::{Tunnel, between, pod_ip, udp, up};
 /// A node whose workers time one vector in `every`.
 fn timed(workers: u8, every: u32) -> Bed {
     let mut bed = Bed::with(workers, objects::cluster(Mode::Geneve, Underlay::Ipv4, workers));
+    set_clocks(&mut bed, std::iter::repeat(every));
+    bed
+}
+
+/// Each worker times one vector in so many.
+fn set_clocks(bed: &mut Bed, every: impl IntoIterator<Item = u32>) {
     let now = Arc::new(AtomicU64::new(5_000_000_000));
-    for worker in &mut bed.node.bench().workers {
+    for (worker, every) in bed.node.bench().workers.iter_mut().zip(every) {
         let now = now.clone();
         worker.set_clock(Box::new(move || now.fetch_add(1000, Ordering::Relaxed)));
         worker.time_vectors(every);
     }
-    bed
 }
 
 /// Worker, way in, packets and microseconds of all that was counted.
@@ -125,4 +130,35 @@ fn a_packet_that_is_handed_over_is_timed_from_its_arrival_at_the_first_worker() 
     assert_eq!(counted(&mut bed), expected);
     assert_eq!(bed.node.collect().len(), 3);
     bed.close();
+}
+
+#[test]
+fn what_is_passed_on_is_timed_from_its_arrival_and_apart_from_what_comes_to_the_worker_itself() {
+    let to_other = |payload| {
+        let inner = udp(pod_ip(1, 0, 0), pod_ip(0, 1, 0), payload).frame(between(1, 0));
+        Tunnel::from_peer(1, Mode::Geneve, Underlay::Ipv4).wrap(&inner)
+    };
+    for timed_too in [true, false] {
+        let changes = objects::cluster(Mode::Geneve, Underlay::Ipv4, 2);
+        let mut bed = Bed { node: MemoryNode::with_uplink_queues(2, 2, changes) };
+        set_clocks(&mut bed, [1, u32::from(timed_too)]);
+        for _ in 0..3 {
+            assert!(bed.node.inject(&UPLINK, &to_other(b"passed on")));
+        }
+        assert!(bed.node.inject(&Place::Uplink(1), &to_other(b"its own")));
+        // Reading 0: their arrival at the first worker.
+        assert_eq!(bed.node.bench().workers[0].poll(), 3);
+        assert_eq!(counted(&mut bed), []);
+        assert_eq!(bed.node.bench().workers[1].poll(), 4);
+        let expected = if timed_too {
+            // 1 the arrival of its own, 2 when all had left.
+            vec![(1, PacketSource::Uplink, 1, 1), (1, PacketSource::Worker, 3, 2)]
+        } else {
+            vec![(1, PacketSource::Worker, 3, 1)]
+        };
+        assert_eq!(counted(&mut bed), expected);
+        assert_eq!(bed.node.bench().workers[1].counters().vectors, 2);
+        assert_eq!(bed.node.collect().len(), 4);
+        bed.close();
+    }
 }

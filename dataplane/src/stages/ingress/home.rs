@@ -1,54 +1,88 @@
-//! Packets out of tunnels to the pods of other workers: these get the frames as they came. There are their
-//! flows, and all that is to be asked about them; what is known here would only have to be carried there, and the
-//! next core waits longer for a line of it than it takes to read the headers.
+//! Whose is a frame that has come by the uplink? That of a pod at another worker goes there as it came, before
+//! anything else is done with it: there are its flows, and all that is to be asked about it. What would be found out
+//! here would have to be carried there, and the next core waits longer for a line of it than it takes to read
+//! the headers again.
+//!
+//! Only what says it at a glance is told apart here. All else stays, and is handed over by the step that finds
+//! out whose it is.
 
-use arrayvec::ArrayVec;
+use overlane_api::WorkerId;
 
 use super::usual;
 use crate::packet::frame::Frame;
-use crate::packet::meta::{Meta, Origin};
-use crate::packet::vector::{VECTOR, Vector};
-use crate::packet::verdict::Verdict;
-use crate::stages::Context;
+use crate::packet::vector::VECTOR;
+use crate::tables::Snapshot;
+use crate::wire::protocol;
+use crate::wire::simple::Simple;
+use crate::wire::simple6::Simple6;
+use crate::wire::tunnel4::Tunnel4;
 
-/// Takes the packets out of the vector that are another worker's; these and the others keep their order. Of
-/// those that stay some are routed afterwards.
+/// Writes into `homes` to which worker each of the frames goes that have come by the uplink to worker `here`; to this
+/// one if that cannot be said. Says whether all are this one's.
 #[inline(never)]
-pub fn phase(vector: &mut Vector, cx: &mut Context<'_>) {
-    let Vector { frames, meta: about } = vector;
-    let all: ArrayVec<Frame, VECTOR> = frames.drain(..).collect();
-    let mut kept = 0;
-    for (at, mut frame) in all.into_iter().enumerate() {
-        let mut meta = about[at];
-        if is_in_question(&meta) {
-            ask(&mut frame, &mut meta, cx);
-        }
-        if let Verdict::PassOn(home) = meta.verdict {
-            // As many places as a vector has packets, and empty between vectors.
-            cx.passed_on.push((frame, meta.port, home));
-        } else {
-            about[kept] = meta;
-            kept += 1;
-            frames.push(frame);
-        }
+#[must_use]
+pub fn of(
+    frames: &[Frame],
+    tables: &Snapshot,
+    here: WorkerId,
+    homes: &mut [WorkerId; VECTOR],
+) -> bool {
+    let (node, places) = (&tables.node, &tables.homes.v4);
+    let [geneve, vxlan] = [0, 1].map(|tunnel| node.plain_tunnels[tunnel].port);
+    let address = node.v4;
+    let mut all_here = true;
+    for (home, frame) in homes.iter_mut().zip(frames) {
+        let bytes = frame.bytes();
+        let found = match Tunnel4::read(bytes) {
+            Some(outer)
+                if outer.destination() == address
+                    && [geneve, vxlan].contains(&u32::from(outer.port())) =>
+            {
+                match outer.inner_destination() {
+                    Some(destination) => places.get(destination),
+                    None => elsewhere(bytes, tables),
+                }
+            }
+            _ => elsewhere(bytes, tables),
+        };
+        *home = found.unwrap_or(here);
+        all_here &= *home == here;
     }
-    about.truncate(kept);
+    all_here
 }
 
-/// Is it out of a tunnel as nearly all are, undecided, and of no flow here?
-#[inline(always)]
-fn is_in_question(meta: &Meta) -> bool {
-    meta.flow == 0 && meta.origin == Origin::Tunnel && meta.outer_source != 0 && meta.is_pending()
-}
-
-/// Routes the packet; one to another worker's pod becomes what it was when it came.
-#[inline(always)]
-fn ask(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) {
-    let route = cx.tables.routes.v4.get(meta.destination);
-    let Some(home) = cx.tables.home(route.target()) else { return };
-    if home == cx.worker {
-        meta.route = route;
-    } else if usual::put_back(frame) {
-        meta.verdict = Verdict::PassOn(home);
+/// The same of a frame that is no tunnel packet over IPv4 with IPv4 inside.
+#[inline(never)]
+fn elsewhere(frame: &[u8], tables: &Snapshot) -> Option<WorkerId> {
+    let node = &tables.node;
+    let inside = if let Some(ip) = Simple::read(frame) {
+        let port = ip.ports() as u16;
+        let is_own = ip.destination() == node.v4;
+        if !is_own {
+            let owner = tables.external.owner_v4(ip.destination(), port);
+            return owner.or_else(|| tables.homes.v4.get(ip.destination()));
+        }
+        if ip.protocol() != protocol::UDP || !node.is_tunnel_port(port) {
+            let is_host = tables.host_ports.contains(port);
+            return tables.external.owner_v4(node.v4, port).filter(|_| !is_host);
+        }
+        frame.get(usual::PLAIN..)?
+    } else {
+        let ip = Simple6::read(frame)?;
+        let port = ip.ports() as u16;
+        let is_own = ip.destination() == node.v6;
+        if !is_own {
+            let owner = tables.external.owner_v6(ip.destination(), port);
+            return owner.or_else(|| tables.homes.v6.get(ip.destination()));
+        }
+        if ip.protocol() != protocol::UDP || !node.is_tunnel_port(port) {
+            let is_host = tables.host_ports.contains(port);
+            return tables.external.owner_v6(node.v6, port).filter(|_| !is_host);
+        }
+        frame.get(usual::PLAIN6..)?
+    };
+    if let Some(ip) = Simple6::read(inside) {
+        return tables.homes.v6.get(ip.destination());
     }
+    tables.homes.v4.get(Simple::read(inside)?.destination())
 }

@@ -83,7 +83,6 @@ impl Rig {
             pool: &mut self.pool,
             made: &mut self.made,
             flows: &mut self.flows,
-            passed_on: &mut crate::stages::PassedOn::new(),
             first_fragments: &mut crate::stages::FirstFragments::new(),
             icmp_limit: &mut self.icmp_limit,
             notices: &mut self.notices,

@@ -13,10 +13,10 @@ use crate::wire::simple6::{self, Simple6};
 use crate::wire::{ethernet, geneve, protocol, udp};
 
 /// Bytes that [`is_plain`] takes off: Ethernet, IPv4, UDP and a tunnel header without options.
-const PLAIN: usize = simple::L4 + udp::HEADER_LEN + geneve::HEADER_LEN;
+pub(super) const PLAIN: usize = simple::L4 + udp::HEADER_LEN + geneve::HEADER_LEN;
 
 /// The same over IPv6.
-const PLAIN6: usize = simple6::L4 + udp::HEADER_LEN + geneve::HEADER_LEN;
+pub(super) const PLAIN6: usize = simple6::L4 + udp::HEADER_LEN + geneve::HEADER_LEN;
 
 /// Is it a packet as nearly all are? Then it is dealt with. All else, good or bad, goes through
 /// [`super::decap`]'s steps, which does the same and says what is wrong.

@@ -1,6 +1,7 @@
 //! Endpoints: each address a host route; a local one also a place in the endpoint table.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use overlane_api::protocol::{ApiError, ErrorCode};
 use overlane_api::{Attachment, Endpoint, Mode};
@@ -98,6 +99,7 @@ impl Compiler {
                 if let Some(place) = self.tables.endpoints.get_mut(index) {
                     *place = entry;
                 }
+                self.settle(&entry);
                 self.local_endpoints += 1;
                 record.index = Some(index);
                 Route::new(Target::Endpoint(index))
@@ -138,6 +140,9 @@ impl Compiler {
         }
         if let Some(index) = record.index {
             if let Some(place) = self.tables.endpoints.get_mut(index) {
+                let homes = Arc::make_mut(&mut self.tables.homes);
+                homes.v4.remove(place.v4);
+                homes.v6.remove(place.v6);
                 *place = EndpointEntry::FREE;
             }
             self.endpoint_names.release(index);
@@ -175,6 +180,8 @@ impl Compiler {
                 place.mtu = binding.mtu;
                 place.worker = binding.worker;
             }
+            let entry = *place;
+            self.settle(&entry);
         }
         if let Some(old) = old {
             self.clear_ports(old);
@@ -183,6 +190,17 @@ impl Compiler {
             for port in ports_of(binding) {
                 self.set_port(port, Origin::Endpoint, binding.worker, index);
             }
+        }
+    }
+
+    /// Says where a local endpoint is at home.
+    fn settle(&mut self, entry: &EndpointEntry) {
+        let homes = Arc::make_mut(&mut self.tables.homes);
+        if entry.v4 != 0 {
+            homes.v4.set(entry.v4, entry.worker);
+        }
+        if entry.v6 != 0 {
+            homes.v6.set(entry.v6, entry.worker);
         }
     }
 
