@@ -234,8 +234,8 @@ impl<P: Port> Worker<P> {
         }
     }
 
-    /// Fills `vector` up with frames from other workers, as they came to these; says how many there were. Those
-    /// that are timed go by themselves, `timed` ones, or all stay that are behind the first of them.
+    /// Fills `vector` up with frames from other workers, as they came to these; says how many there were. If `timed` ones
+    /// are not meant, none is taken from the first of those on: they are counted by a vector of their own.
     fn take_passed(&mut self, vector: &mut Vector, timed: bool) -> usize {
         let had = vector.len();
         let lanes = &mut self.parts.lanes.passed_in;

@@ -54,35 +54,26 @@ pub fn of(
 /// The same of a frame that is no tunnel packet over IPv4 with IPv4 inside.
 #[inline(never)]
 fn elsewhere(frame: &[u8], tables: &Snapshot) -> Option<WorkerId> {
-    let node = &tables.node;
-    let inside = if let Some(ip) = Simple::read(frame) {
-        let port = ip.ports() as u16;
-        let is_own = ip.destination() == node.v4;
-        if !is_own {
-            let owner = tables.external.owner_v4(ip.destination(), port);
-            return owner.or_else(|| tables.homes.v4.get(ip.destination()));
-        }
-        if ip.protocol() != protocol::UDP || !node.is_tunnel_port(port) {
-            let is_host = tables.host_ports.contains(port);
-            return tables.external.owner_v4(node.v4, port).filter(|_| !is_host);
-        }
-        frame.get(usual::PLAIN..)?
+    let Snapshot { node, homes, external, .. } = tables;
+    let (is_own, protocol, port, owner, home, before) = if let Some(ip) = Simple::read(frame) {
+        let (address, port) = (ip.destination(), ip.ports() as u16);
+        let owner = external.owner_v4(address, port);
+        (address == node.v4, ip.protocol(), port, owner, homes.v4.get(address), usual::PLAIN)
     } else {
         let ip = Simple6::read(frame)?;
-        let port = ip.ports() as u16;
-        let is_own = ip.destination() == node.v6;
-        if !is_own {
-            let owner = tables.external.owner_v6(ip.destination(), port);
-            return owner.or_else(|| tables.homes.v6.get(ip.destination()));
-        }
-        if ip.protocol() != protocol::UDP || !node.is_tunnel_port(port) {
-            let is_host = tables.host_ports.contains(port);
-            return tables.external.owner_v6(node.v6, port).filter(|_| !is_host);
-        }
-        frame.get(usual::PLAIN6..)?
+        let (address, port) = (ip.destination(), ip.ports() as u16);
+        let owner = external.owner_v6(address, port);
+        (address == node.v6, ip.protocol(), port, owner, homes.v6.get(address), usual::PLAIN6)
     };
-    if let Some(ip) = Simple6::read(inside) {
-        return tables.homes.v6.get(ip.destination());
+    if !is_own {
+        return owner.or(home);
     }
-    tables.homes.v4.get(Simple::read(inside)?.destination())
+    if protocol != protocol::UDP || !node.is_tunnel_port(port) {
+        return owner.filter(|_| !tables.host_ports.contains(port));
+    }
+    let inside = frame.get(before..)?;
+    if let Some(ip) = Simple6::read(inside) {
+        return homes.v6.get(ip.destination());
+    }
+    homes.v4.get(Simple::read(inside)?.destination())
 }
