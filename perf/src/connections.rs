@@ -5,6 +5,7 @@
 //! | services | established and new flows to one service, and spread over 10,000 services of 10 backends |
 //! | workers | flows at one worker, and at two of which each receives half of the other's answers |
 //! | exhaustion | flows to one remote until the ports of the address are used up |
+//! | changes | one backend of 100,000 changed after the other, while packets to all services flow |
 //! | flood | flows that go on, before and after ten million SYNs of random senders |
 //!
 //! What is compared is measured in turn, in one run.
@@ -23,6 +24,7 @@ use overlane_dataplane::testing::{node, objects};
 use overlane_dataplane::wire::tcp::{ACK, SYN};
 use serde::Serialize;
 
+use crate::churn::{self, Churn};
 use crate::crossing;
 use crate::error::PerfError;
 use crate::frames::{Datagram, tcp};
@@ -42,6 +44,9 @@ const MANY: usize = 10_000;
 
 /// Flows to services.
 const FLOWS: usize = 50_000;
+
+/// Changes of one backend each.
+const CHANGES: usize = 500;
 
 /// SYNs of one batch of a flood.
 const BATCH: usize = 1_000_000;
@@ -64,6 +69,8 @@ pub struct Report {
     pub lane: Lane,
     /// Flows to one remote.
     pub exhaustion: Exhaustion,
+    /// Changes while packets flow.
+    pub churn: Churn,
     /// The flood.
     pub flood: Flood,
 }
@@ -139,7 +146,7 @@ pub struct Flood {
 /// # Errors
 /// [`PerfError`]
 pub fn run() -> Result<Report, PerfError> {
-    let part = |number: usize, what: &str| eprintln!("[{number}/5] {what}");
+    let part = |number: usize, what: &str| eprintln!("[{number}/6] {what}");
     part(1, "established flows to services");
     let established = established()?;
     part(2, "new flows to services");
@@ -148,10 +155,12 @@ pub fn run() -> Result<Report, PerfError> {
     let (workers, lane) = workers()?;
     part(4, "flows to one remote");
     let exhaustion = exhaustion()?;
-    part(5, "a flood of ten million SYNs");
+    part(5, "changes while packets flow");
+    let churn = churn::run(named("dnat-geneve")?, &load(MANY), CHANGES)?;
+    part(6, "a flood of ten million SYNs");
     let flood = flood()?;
     let ratios = [established, opening].into_iter().chain(workers).collect();
-    Ok(Report { ratios, lane, exhaustion, flood })
+    Ok(Report { ratios, lane, exhaustion, churn, flood })
 }
 
 fn load(services: usize) -> Load {
@@ -389,6 +398,7 @@ impl Report {
         let Exhaustion { opened, refused, .. } = self.exhaustion;
         let Flood { going_on_before, going_on_after, .. } = self.flood;
         self.ratios.iter().all(Ratio::holds)
+            && self.churn.holds()
             && (opened, refused) == (ALL_PORTS, ALL_PORTS as u64)
             && (going_on_before, going_on_after) == (GOING_ON, GOING_ON)
     }
@@ -411,16 +421,22 @@ impl Report {
         let lane = &self.lane;
         let Exhaustion { opened, refused, open_ns } = self.exhaustion;
         let Flood { syns, per_syn_ns, going_on_before, going_on_after, grown_bytes } = self.flood;
+        let Churn { services, changes, live_ms, packets, lost, .. } = &self.churn;
         format!(
             "{table}\n\nA frame that changes hands costs two cores {:.0} ns ({:.0}-{:.0}) in all, when it is \
              only written, handed over, read and written; {:.0} ns when it does not.\nTo one remote {opened} flows were opened, {open_ns:.0} ns each, and {refused} \
-             more were refused for want of a port.\n{syns} SYNs of random senders took \
+             more were refused for want of a port.\nOf {services} services, while packets to all of them flowed, {changes} times one backend \
+             was changed: live after {:.2} ms (half of them), {:.2} ms (99 of 100; must be below {:.0}), {:.2} ms (all); of {packets} packets {lost} were lost.\n{syns} SYNs of random senders took \
              {per_syn_ns:.0} ns each; of {GOING_ON} connections {going_on_before} went on before \
              them and {going_on_after} after; memory grew by {} KiB after the first two million.\n",
             lane.crossed_ns.median,
             lane.crossed_ns.least,
             lane.crossed_ns.most,
             lane.kept_ns.median,
+            live_ms.p50,
+            live_ms.p99,
+            churn::LIVE_MS,
+            live_ms.max,
             grown_bytes >> 10,
         )
     }

@@ -36,6 +36,7 @@ pub mod bed;
 pub mod bed_commands;
 pub mod callgrind;
 pub mod child;
+pub mod churn;
 pub mod compare;
 pub mod connections;
 pub mod counters;
